@@ -40,7 +40,7 @@ def make_state(step: int, **changes: Any) -> TrainState:
         parameter.grad = torch.randn_like(parameter)
     for optimizer in state.optimizers:
         optimizer.step()
-    state.ema.update_parameters(state.vit)
+    state.ema.update(state.vit)
     state.step = step
     return state
 

@@ -22,8 +22,8 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.runs.claim import create_run
 from vitrail.runs.folder import RunConfig, RunFolder
 from vitrail.training.checkpoint import find_newest_checkpoint, list_checkpoints
-from vitrail.training.loop import TrainingDiverged
 from vitrail.training.recipe import Recipe
+from vitrail.training.step_stats import TrainingDiverged
 
 CONFIG = RunConfig("photos", "", Recipe())
 SMALL = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}

@@ -22,7 +22,7 @@ from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.exporting.probes import load_probes
 from vitrail.runs import epochs
 from vitrail.training.checkpoint import find_newest_checkpoint
-from vitrail.training.loop import TrainingDiverged
+from vitrail.training.step_stats import TrainingDiverged
 
 DIVERGING = "the loss diverges"
 NOT_LEARNING = "has learned nothing by step"

@@ -46,6 +46,7 @@ from vitrail.training.distributed import World, join_world
 from vitrail.training.launch import current_launch
 from vitrail.training.recipe import Recipe, recipe_from_json
 from vitrail.training.recipe_changes import ModelChanges, RecipeChanges
+from vitrail.training.step_stats import StepStats, check_stats_finite
 from vitrail.training.train_state import TrainState
 from vitrail.training.transfer import resolve_transfer, transfer_weights
 from vitrail.version import __version__
@@ -322,20 +323,31 @@ def train_epoch(run: PretrainRun, epoch: int, progress: dict[str, Any], stop: St
     earlier = progress["seconds"]
     with progress_bar(f"epoch {epoch + 1}/{training.recipe.epochs}", training.steps_per_epoch) as bar:
         bar.start_from(done)
+        last: StepStats | None = None
+
+        def record(stats: StepStats | None) -> None:  # of the step before, while the next one computes
+            if stats:
+                check_stats_finite(stats)
+                progress["loss"] += stats.loss * stats.images
+                progress["images"] += stats.images
+                progress["seconds"] = earlier + time.monotonic() - started
+                bar.advance(note=f"loss {progress['loss'] / progress['images']:.3f}")
+
         for batch in loader.epoch(epoch, start=done):
             stats = take_step(training, batch)
-            progress["loss"] += stats.loss * stats.images
-            progress["images"] += stats.images
-            progress["seconds"] = earlier + time.monotonic() - started
-            bar.advance(note=f"loss {progress['loss'] / progress['images']:.3f}")
+            record(last)
+            last = stats
             is_due = time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S
             must_stop, is_due = world.any(stop.requested, is_due)
             if (must_stop or is_due) and state.step < (epoch + 1) * training.steps_per_epoch:
+                record(last)
+                last = None
                 save(run, progress)
                 saved_at = time.monotonic()
                 if must_stop:
                     hint = f"continue with --resume --out {run.folder}"
                     raise Interrupted(f"stopped at step {state.step} and saved", hint)
+        record(last)
 
 
 def save(run: PretrainRun, progress: dict[str, Any], label: str = "") -> None:

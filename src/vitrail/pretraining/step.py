@@ -1,6 +1,5 @@
 """A training step of the masked autoencoder, for one process or several."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +11,12 @@ from vitrail.pretraining.masked_autoencoder import MaskedAutoencoder, draw_visib
 from vitrail.pretraining.settings import MaskSettings
 from vitrail.training.batch_sharding import split_micro_batches
 from vitrail.training.distributed import World
-from vitrail.training.loop import StepStats, divergence_error, seed_micro_batch, update_weights
+from vitrail.training.loop import clip_gradient, seed_micro_batch, update_weights
 from vitrail.training.optimizers import has_weight_decay
 from vitrail.training.parallel import broadcast_parameters, sync_gradients, wrap_ddp
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import lr_factor
+from vitrail.training.step_stats import DeviceNumbers, StepStats, statistics_dtype
 from vitrail.training.train_state import TrainState, autocast_dtype
 
 BETAS = (0.9, 0.95)  # of AdamW, as in the paper
@@ -63,7 +63,7 @@ def take_step(training: MaskedTraining, batch: Batch) -> StepStats:
     """Computes the gradient of a batch of pixels and image numbers, and updates the weights.
 
     With several processes the pixels are this process's shard. The masks depend on the epoch and the image's number
-    alone, so they are those of a single process. Raises `TrainingDiverged`.
+    alone, so they are those of a single process.
     """
     state, recipe, settings = training.state, training.recipe, training.settings
     pixels, numbers = batch
@@ -72,7 +72,8 @@ def take_step(training: MaskedTraining, batch: Batch) -> StepStats:
     for group in state.optimizers[0].param_groups:
         group["lr"] = group["initial_lr"] * lr_scale
     epoch, patches = state.step // training.steps_per_epoch, count_patches(training.preprocess, training.model)
-    patch, loss_sum = training.model.encoder.config.patch, 0.0
+    patch, stats_dtype = training.model.encoder.config.patch, statistics_dtype(device)
+    sums = torch.zeros(2, dtype=stats_dtype, device=device)  # of losses and of right answers, of which there are none
     micro_batches = split_micro_batches(pixels, numbers, recipe, state.world)
     for i, part in enumerate(micro_batches):
         seed_micro_batch(recipe.seed, state.step, i, state.world.rank)
@@ -84,16 +85,12 @@ def take_step(training: MaskedTraining, batch: Batch) -> StepStats:
                 predicted_BPV = state.train_model(images_BCHW, visible_BK)
             loss = reconstruction_loss(predicted_BPV.float(), images_BCHW, visible_BK, patch)
             torch.autograd.backward(loss * (len(images_BCHW) / len(numbers) * state.world.size))
-        loss_sum += loss.item() * len(images_BCHW)
-    limit = recipe.max_grad_norm or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), limit).item()
-    (loss_sum,) = state.world.sum(loss_sum)
-    stats = StepStats(state.step + 1, loss_sum / len(numbers), 0, len(numbers), recipe.peak_lr * lr_scale, grad_norm)
-    state.step += 1
-    if not math.isfinite(stats.loss + grad_norm):
-        raise divergence_error(state, f"loss {stats.loss:.3g}", stats)
+        sums[0] += loss.detach().to(stats_dtype) * len(images_BCHW)
+    grad_norm = clip_gradient(state.vit, recipe.max_grad_norm)
+    read_later = DeviceNumbers(torch.cat([state.world.sum_tensor(sums), grad_norm.to(stats_dtype).reshape(1)]))
     update_weights(state)
-    return stats
+    state.step += 1
+    return StepStats(state.step, len(numbers), recipe.peak_lr * lr_scale, read_later)
 
 
 def count_patches(preprocess: Preprocess, model: MaskedAutoencoder) -> int:

@@ -16,17 +16,19 @@ from vitrail.errors import VitrailError
 from vitrail.evaluation.outcome import NoReadableImages
 from vitrail.files import write_json
 from vitrail.interrupts import StopRequest, catch_stop_signals
+from vitrail.runs.step_recorder import StepRecorder, accuracy_of
 from vitrail.runs.training_run import Progress, Row, TrainingRun
 from vitrail.runs.validation import evaluate_all_ranks
-from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from vitrail.training.advice import describe_early_stop, describe_overfitting
 from vitrail.training.balance import epoch_draws
 from vitrail.training.batch_sharding import make_train_loader
 from vitrail.training.curves import draw_curves
-from vitrail.training.loop import StepStats, TrainingDiverged, check_weights_finite, train_steps
+from vitrail.training.loop import check_weights_finite, train_steps
 from vitrail.training.loss_monitor import LossMonitor
 from vitrail.training.parallel import check_replicas
 from vitrail.training.schedules import image_scale
+from vitrail.training.step_stats import StepStats, TrainingDiverged
 
 CHECKPOINT_INTERVAL_S = 600.0  # between checkpoints within an epoch
 CURVES_INTERVAL_S = 10.0  # between drawings of the curves before the last epoch
@@ -108,62 +110,62 @@ def score_start(run: TrainingRun, stop: StopRequest) -> None:
 
 def train_epoch(run: TrainingRun, monitor: LossMonitor, stop: StopRequest) -> Row:
     """Trains the remaining steps of the current epoch; returns its row of metrics."""
-    state, progress = run.state, run.progress
-    started, images, earlier_seconds = time.perf_counter(), 0, progress.seconds
-    done = state.step - progress.epoch * run.steps_per_epoch
+    progress = run.progress
     with progress_bar(f"epoch {progress.epoch + 1}/{run.epochs}", run.steps_per_epoch) as bar:
+        done = run.state.step - progress.epoch * run.steps_per_epoch
         bar.start_from(done)
-        has_step_hook = run.hooks.has("on_step_end")
-        for step in remaining_steps(run, done):
-            progress.add(step)
-            if warning := monitor.update(step):
-                log(f"warning: {warning}")
-            seconds = time.perf_counter() - started
-            progress.seconds = earlier_seconds + seconds
-            images += step.images
-            scores = "  ".join(
-                f"{name.removeprefix('train_')} {value:.3f}"
-                for name, value in {
-                    "train_loss": progress.loss / progress.images,
-                    **accuracy_of(run, progress.accuracy),
-                }.items()
-            )
-            bar.advance(note=f"{scores}  {images / seconds:,.0f} images/s")
-            is_due = time.monotonic() - run.saved_at > CHECKPOINT_INTERVAL_S
-            if has_step_hook:
-                run.call_hook("on_step_end", progress.epoch + 1, metrics=describe_step(run, step))
-            calls = run.hooks.calls
-            must_stop, is_due, ends_early, has_failed = run.world.any(  # a later signal counts at the next step
-                stop.requested, is_due, calls.stop is not None, calls.error is not None
-            )
-            if must_stop or is_due:
-                run.save_checkpoint()
-            if has_failed:
-                run.hooks.raise_error(run.save_after_callback)
-            if must_stop:
-                raise run.interrupted()
-            if ends_early and run.stop_if_requested():
-                check_weights_finite(state, step)
-                break
-    seconds = time.perf_counter() - started
+        recorder = StepRecorder(run, monitor, bar)
+        try:
+            try:
+                take_steps(run, recorder, stop, done)
+            except LOADING_ERRORS:
+                recorder.flush()  # the run is then saved after this step
+                raise
+            recorder.flush()
+        except TrainingDiverged as error:
+            raise with_batch_files(error, run) from None
+    seconds = recorder.seconds
     if not progress.images:
         raise VitrailError(f"no image could be read in epoch {progress.epoch + 1}", "is the disk still there?")
     return {
         "epoch": progress.epoch + 1,
-        "step": state.step,
+        "step": run.state.step,
         "train_loss": progress.loss / progress.images,
         **accuracy_of(run, progress.accuracy),
         **({"unreadable": progress.unreadable} if progress.unreadable else {}),
         "lr": progress.lr,
         "grad_norm": progress.grad_norm,
         "seconds": round(seconds, 2),
-        "images_per_second": round(images / seconds, 1),
+        "images_per_second": round(recorder.images / seconds, 1),
     }
 
 
-def accuracy_of(run: TrainingRun, accuracy: float) -> Row:
-    """Returns the training accuracy by name; nothing for numbers, which are never right."""
-    return {} if TASKS[run.classifier.task].count_correct is None else {"train_accuracy": accuracy}
+def take_steps(run: TrainingRun, recorder: StepRecorder, stop: StopRequest, done: int) -> None:
+    """Takes the steps after the first `done`; saves the run when it is due, and when a signal or a callback stops it.
+
+    If a callback gets the statistics of each step, they are read at once.
+    """
+    state, calls, has_step_hook = run.state, run.hooks.calls, run.hooks.has("on_step_end")
+    for step in remaining_steps(run, done):
+        recorder.add(step)
+        is_due = time.monotonic() - run.saved_at > CHECKPOINT_INTERVAL_S
+        if has_step_hook:
+            recorder.flush()
+            run.call_hook("on_step_end", run.progress.epoch + 1, metrics=describe_step(run, step))
+        must_stop, is_due, ends_early, has_failed = run.world.any(  # a later signal counts at the next step
+            stop.requested, is_due, calls.stop is not None, calls.error is not None
+        )
+        if must_stop or is_due:
+            recorder.flush()
+            run.save_checkpoint()
+        if has_failed:
+            run.hooks.raise_error(run.save_after_callback)
+        if must_stop:
+            raise run.interrupted()
+        if ends_early and run.stop_if_requested():
+            recorder.flush()
+            check_weights_finite(state, step)
+            break
 
 
 def describe_step(run: TrainingRun, step: StepStats) -> Row:
@@ -178,7 +180,7 @@ def describe_step(run: TrainingRun, step: StepStats) -> Row:
 
 
 def remaining_steps(run: TrainingRun, done: int) -> Iterator[StepStats]:
-    """Takes the steps of the current epoch after the first `done`; raises `TrainingDiverged` naming the batch."""
+    """Takes the steps of the current epoch after the first `done`."""
     recipe, preprocess, progress = run.recipe, run.classifier.preprocess, run.progress
 
     def skip(error: ImageError) -> None:
@@ -190,24 +192,22 @@ def remaining_steps(run: TrainingRun, done: int) -> Iterator[StepStats]:
     has_numbers = run.state.teacher is not None
     loader = make_train_loader(run.train_images, preprocess, recipe, run.world, on_error, has_numbers=has_numbers)
     batches = loader.epoch(progress.epoch, start=done)
-    try:
-        yield from train_steps(run.state, batches, recipe, preprocess, total_steps=run.total_steps)
-    except TrainingDiverged as error:
-        raise with_batch_files(error, run) from None
+    yield from train_steps(run.state, batches, recipe, preprocess, total_steps=run.total_steps)
 
 
 def with_batch_files(error: TrainingDiverged, run: TrainingRun) -> TrainingDiverged:
-    """Returns the error with some files of the last batch; diverged.json gets all of them."""
-    epoch, number = divmod(run.state.step - 1, run.steps_per_epoch)
+    """Returns the error with some files of the batch of its step; diverged.json gets all of them."""
+    step = error.step or run.state.step
+    epoch, number = divmod(step - 1, run.steps_per_epoch)
     images = run.train_images
     draws = divide_draws(epoch_draws(images, run.recipe, epoch), run.batch_size)[number]
     files = [images.paths[i] for i in draws % len(images)]
     path = run.folder.path / "diverged.json"
     if run.world.is_main:
-        write_json(path, {"step": run.state.step, "error": error.sentence, "files": files})
+        write_json(path, {"step": step, "error": error.sentence, "files": files})
     more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
     names = ", ".join(files[:MAX_FILES])
-    return TrainingDiverged(f"{error.sentence}; the batch was {names}{more} ({path} lists them)", error.hint)
+    return TrainingDiverged(f"{error.sentence}; the batch was {names}{more} ({path} lists them)", error.hint, step)
 
 
 def save_after_error(error: VitrailError, run: TrainingRun, stop: StopRequest) -> VitrailError:

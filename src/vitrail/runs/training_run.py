@@ -18,11 +18,11 @@ from vitrail.runs.hooks import RunHooks
 from vitrail.tasks import SINGLE_LABEL, TASKS
 from vitrail.training.checkpoint import collect_tensors, save_checkpoint
 from vitrail.training.distributed import World
-from vitrail.training.loop import StepStats
 from vitrail.training.loss_monitor import LossMonitor
 from vitrail.training.parallel import gather_model
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import count_warmup_steps
+from vitrail.training.step_stats import StepStats
 from vitrail.training.train_state import TrainState
 
 Row = dict[str, Any]  # a line of metrics.jsonl

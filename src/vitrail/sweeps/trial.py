@@ -20,8 +20,8 @@ from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.lease import Lease
 from vitrail.sweeps.space import values_to_changes
 from vitrail.sweeps.study import SweepStudy
-from vitrail.training.loop import TrainingDiverged
 from vitrail.training.recipe import Recipe
+from vitrail.training.step_stats import TrainingDiverged
 
 if TYPE_CHECKING:
     import optuna

@@ -19,7 +19,7 @@ from vitrail.sweeps.lease import Lease, LeaseObserver
 from vitrail.sweeps.results import write_table
 from vitrail.sweeps.study import SweepStudy, open_study
 from vitrail.sweeps.trial import TrialJob, run_trial
-from vitrail.training.loop import TrainingDiverged
+from vitrail.training.step_stats import TrainingDiverged
 
 MAX_FAILURES = 3  # trials in a row that fail for another reason than divergence, before the sweep stops
 POLL_INTERVAL_S = 1.0  # between two looks for a trial that has lost its process

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from vitrail import console
 from vitrail.errors import UsageError, VitrailError, first_line
@@ -60,9 +61,19 @@ class World:
         dist.all_reduce(sums)
         return tuple(sums.tolist())
 
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor of the device by its sum over all processes, and returns it; does not wait for a GPU."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Returns, for each flag, whether it is true in any process."""
-        return tuple(bool(number) for number in self.sum(*flags))
+        """Returns, for each flag, whether it is true in any process; does not wait for a GPU."""
+        if self.size == 1:
+            return tuple(bool(flag) for flag in flags)
+        counts = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(counts, group=self.slow_group if self.device.type == "cuda" else None)
+        return tuple(count > 0 for count in counts.tolist())
 
     def all_gather(self, value: T) -> list[T]:
         """Returns the values of all processes, ordered by rank."""

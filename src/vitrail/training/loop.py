@@ -3,67 +3,47 @@
 Validation, printing and checkpoints are the caller's code between two steps.
 """
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.data.augment import mix_batch
 from vitrail.data.loader import Batch
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.randomness import derive_seed
-from vitrail.errors import VitrailError
 from vitrail.tasks import TASKS
 from vitrail.training.batch_sharding import MicroBatch, split_micro_batches
 from vitrail.training.losses import StepBatch
 from vitrail.training.parallel import full_tensor, local_shard, sync_gradients
 from vitrail.training.recipe import Recipe
 from vitrail.training.schedules import downscale, image_scale, lr_factor
+from vitrail.training.step_stats import DeviceNumbers, StepStats, check_stats_finite, divergence_error, statistics_dtype
 from vitrail.training.train_state import TrainState, autocast_dtype
-
-DIVERGED_HINT = "try a lower learning rate or a longer warmup"
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """Statistics of one training step."""
-
-    step: int  # counted over the whole run, from 1
-    loss: float
-    correct: int  # of `images`, with the labels before mixing; 0 for numbers
-    images: int
-    lr: float
-    grad_norm: float  # before clipping
-    unlabeled: int = 0  # of `images`: those of a teacher alone
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of right answers among the images with labels."""
-        return self.correct / max(self.images - self.unlabeled, 1)
-
-
-class TrainingDiverged(VitrailError):
-    """The loss, the gradient or a weight is not finite."""
 
 
 def train_steps(
     state: TrainState, batches: Iterable[Batch], recipe: Recipe, preprocess: Preprocess, *, total_steps: int
 ) -> Iterator[StepStats]:
-    """Takes one step per batch of uint8 pixels and labels, and yields its statistics.
+    """Takes one step per batch of uint8 pixels and labels, and yields its statistics, which may be read later.
 
-    With several processes the pixels are this process's shard of the batch, the labels those of the whole batch
+    The loss and the gradient of a step are checked when the next step is under way, and those of the last step at the
+    end. With several processes the pixels are this process's shard of the batch, the labels those of the whole batch
     (`batch_sharding`). `total_steps` is the length of the whole run, for the schedules. Raises `TrainingDiverged`.
     """
     state.set_train_mode()
     last: StepStats | None = None
     for batch in batches:
         if len(batch[1]):
-            last = train_step(state, batch, recipe, preprocess, total_steps=total_steps)
-            yield last
+            stats = train_step(state, batch, recipe, preprocess, total_steps=total_steps)
+            if last:
+                check_stats_finite(last)
+            last = stats
+            yield stats
         else:  # none of its images could be read: the step is counted, the weights stay
             state.step += 1
+    if last:
+        check_stats_finite(last)
     check_weights_finite(state, last)
 
 
@@ -72,14 +52,15 @@ def train_step(
 ) -> StepStats:
     """Computes the gradient of a batch, micro-batch by micro-batch, and updates the weights.
 
-    Raises `TrainingDiverged` before the update if the loss or the gradient is not finite.
+    Reads nothing from the device, so that the next step can be queued while this one computes.
     """
     pixels, labels = batch
     lr_scale = lr_factor(state.step, total_steps, recipe)
     for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
         group["lr"] = group["initial_lr"] * lr_scale
     scale = image_scale(state.step, total_steps, recipe)
-    loss_sum = correct = 0.0
+    dtype = statistics_dtype(state.world.device)
+    sums = torch.zeros(2, dtype=dtype, device=next(state.vit.parameters()).device)  # of losses and of right answers
     count_correct = TASKS[state.task].count_correct
     micro_batches = split_micro_batches(pixels, labels, recipe, state.world)
     for i, micro_batch in enumerate(micro_batches):
@@ -88,21 +69,24 @@ def train_step(
         weight = len(targets) / len(labels) * state.world.size
         with sync_gradients(state.train_model, enabled=i + 1 == len(micro_batches)):
             logits_BY, loss = forward_backward(state, step_batch, targets, recipe, weight)
-        loss_sum += loss.item() * len(targets)
+        sums[0] += loss.detach().to(dtype) * len(targets)
         if count_correct is not None:
-            correct += int(count_correct(logits_BY, step_batch.labels_B))
-    max_norm = recipe.max_grad_norm or float("inf")
-    grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(list(state.vit.parameters()), max_norm)).item()
-    loss_sum, correct = state.world.sum(loss_sum, correct)
-    stats = StepStats(
-        state.step + 1, loss_sum / len(labels), int(correct), len(labels), recipe.peak_lr * lr_scale, grad_norm,
-        state.teacher.count_unlabeled(labels) if state.teacher else 0,
-    )  # fmt: skip
-    state.step += 1
-    if not math.isfinite(stats.loss + stats.grad_norm):
-        raise divergence_error(state, f"loss {stats.loss:.3g}", stats)
+            sums[1] += count_correct(logits_BY, step_batch.labels_B)
+    grad_norm = clip_gradient(state.vit, recipe.max_grad_norm)
+    numbers = DeviceNumbers(torch.cat([state.world.sum_tensor(sums), grad_norm.to(dtype).reshape(1)]))
+    unlabeled = state.teacher.count_unlabeled(labels) if state.teacher else 0
     update_weights(state)
-    return stats
+    state.step += 1
+    return StepStats(state.step, len(labels), recipe.peak_lr * lr_scale, numbers, unlabeled)
+
+
+def clip_gradient(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Returns the norm of the gradient, and scales the gradient down to `max_norm` if it is longer."""
+    parameters = list(model.parameters())
+    if max_norm:
+        return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return full_tensor(torch.nn.utils.get_total_norm(gradients))
 
 
 def prepare_micro_batch(
@@ -150,23 +134,14 @@ def update_weights(state: TrainState) -> None:
         optimizer.step()
         optimizer.zero_grad()
     if state.ema:
-        state.ema.update_parameters(state.vit)
+        state.ema.update(state.vit)
 
 
 def check_weights_finite(state: TrainState, last: StepStats | None) -> None:
     """Raises `TrainingDiverged` if a weight is not finite after the last update, which no later loss would reveal."""
     is_broken = not all(local_shard(parameter).isfinite().all() for parameter in state.vit.parameters())
     if any(state.world.any(is_broken)):
-        raise divergence_error(state, "a weight is not finite", last)
-
-
-def divergence_error(state: TrainState, reason: str, stats: StepStats | None) -> TrainingDiverged:
-    """Returns the error with the reason and the step at which training diverged."""
-    grad_norm, lr = (stats.grad_norm, stats.lr) if stats else (0.0, 0.0)
-    return TrainingDiverged(
-        f"training diverged at step {state.step}: {reason}, gradient norm {grad_norm:.3g}, learning rate {lr:.3g}",
-        DIVERGED_HINT,
-    )
+        raise divergence_error(state.step, "a weight is not finite", last)
 
 
 def seed_micro_batch(seed: int, step: int, index: int, rank: int = 0) -> None:

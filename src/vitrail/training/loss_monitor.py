@@ -3,7 +3,7 @@
 import math
 from collections import deque
 
-from vitrail.training.loop import StepStats
+from vitrail.training.step_stats import StepStats
 
 WINDOW = 20  # steps that the loss is averaged over
 DIVERGENCE_FACTOR = 1.5  # times the first loss, or the chance level if that is higher

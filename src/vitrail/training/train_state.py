@@ -1,13 +1,11 @@
 """What training changes: the model, its EMA weights, the optimizers and the step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from vitrail.machine import has_native_bf16
 from vitrail.model.vit import ViT
@@ -17,12 +15,11 @@ from vitrail.training.distributed import SINGLE_PROCESS, World
 from vitrail.training.freezing import freeze_parameters
 from vitrail.training.lora import add_lora, merge_lora
 from vitrail.training.losses import Loss, LossContext, StepLoss, make_loss, make_step_loss
+from vitrail.training.moving_average import MovingAverage
 from vitrail.training.optimizers import build_optimizers
-from vitrail.training.parallel import broadcast_parameters, local_shard, shard_model, wrap_ddp
+from vitrail.training.parallel import broadcast_parameters, shard_model, wrap_ddp
 from vitrail.training.recipe import Recipe
 from vitrail.training.teacher import Teacher, add_projection, make_distillation_loss, without_projection
-
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 @dataclass
@@ -30,7 +27,7 @@ class TrainState:
     """The model in training, its EMA weights, the optimizers and the number of steps done."""
 
     vit: nn.Module  # a ViT, unless the recipe has another architecture
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     optimizers: list[Optimizer]
     loss: StepLoss
     step: int = 0
@@ -92,7 +89,7 @@ def init_train_state(
     if teacher:
         add_projection(vit, teacher, recipe.seed)
     broadcast_parameters(vit, world)  # including LoRA weights, which each process initialized by itself
-    ema = AveragedModel(vit, multi_avg_fn=ema_update(recipe.ema_decay)) if recipe.ema_decay else None
+    ema = MovingAverage(vit, recipe.ema_decay) if recipe.ema_decay else None
     if world.is_sharded:
         for module in (vit, ema.module) if ema else (vit,):
             shard_model(module, world)
@@ -130,14 +127,3 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if has_native_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Returns an EMA update with a warmup: after n updates the decay is min(decay, (1 + n) / (10 + n))."""
-
-    @torch.no_grad()
-    def update(averages: Tensors, weights: Tensors, n: Tensor | int) -> None:
-        current_decay = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_([*map(local_shard, averages)], [*map(local_shard, weights)], 1 - current_decay)
-
-    return update
