@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from io import BytesIO
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from test_explain import classifier, photos, read_png
+from vitrail.evaluation.confusion import CORRECT_SHADES, MISTAKE_SHADES, cell_shade, shade_limits
+from vitrail.evaluation.figures import matrix_shades, shade_colors, title_of_matrix
 from vitrail.explanation.api import explain_batch
+from vitrail.explanation.concentration import border_mask, describe_all, describe_concentration
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.figures import draw_panels, save_layers, save_methods, save_overlay
 from vitrail.explanation.methods import METHODS
@@ -40,9 +44,48 @@ def test_a_signed_overlay_is_orange_for_blue_against_and_gray_at_zero():
     for position, color in (((1, 1), FOR_COLOR), ((10, 18), AGAINST_COLOR)):
         mixed = shown[position]
         assert np.corrcoef(mixed, parse_color(color))[0, 1] > 0.99
-    np.testing.assert_allclose(shown[5, 9], 128 / 255, atol=1e-6)
+    assert np.ptp(shown[5, 9]) < 1e-6
     assert shown[1, 1, 0] > shown[1, 1, 2] + 0.3
     assert shown[10, 18, 2] > shown[10, 18, 0] + 0.25
+
+
+PHOTOS = {
+    "white": (250, 250, 250), "black": (8, 8, 8), "gray": (128, 128, 128), "red": (190, 30, 30),
+    "orange": (230, 120, 20), "yellow": (240, 210, 40), "green": (60, 120, 40), "sky": (140, 190, 240),
+    "blue": (50, 90, 200), "brown": (90, 60, 30),
+}  # fmt: skip
+
+
+def to_lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB from 0 to 1 -> CIELAB (D65)."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.moveaxis(np.cbrt(linear @ matrix.T / (0.9505, 1, 1.089)), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+@pytest.mark.parametrize("method", ["attention", "libragrad"])
+def test_marks_stand_out_from_any_photo_and_its_hue_survives(photo, method):
+    """The smallest differences are those of blue on blue (29 in CIELAB) and yellow on white (36 in lightness)."""
+    values = np.zeros((3, 5), np.float32)
+    values[0, 0], values[2, 4] = 1, -1 if METHODS[method].signed else 0
+    color = np.full((12, 20, 3), PHOTOS[photo], np.uint8)
+    lab = to_lab(overlay_map(make_explanation(method, map=values, image=color)))
+    high, low, zero = lab[1, 1], lab[10, 18], lab[5, 9]
+    if METHODS[method].signed:
+        assert np.linalg.norm(high - zero) > 40
+        assert np.linalg.norm(low - zero) > 28
+        assert np.linalg.norm(high - low) > 90
+        assert high[0] > 45  # orange that is darker is brown
+    else:
+        assert high[0] - zero[0] > 35
+    original = to_lab(color[0, 0] / 255)
+    if np.hypot(*original[1:]) > 10:
+        turned = np.arctan2(zero[2], zero[1]) - np.arctan2(original[2], original[1])
+        assert abs(np.degrees(turned)) < 6
+        assert np.hypot(*zero[1:]) > 0.4 * np.hypot(*original[1:])
+    assert zero[0] < max(original[0], 10)
 
 
 def test_the_two_colors_are_distinct_for_color_blind_readers():
@@ -138,6 +181,67 @@ def test_strips_of_layers_and_methods_have_one_overlay_each(tmp_path):
     every = [explain_batch(clf, photos(1), method=method)[0] for method in METHODS]
     assert read_png(save_layers(layers, tmp_path / "layers.png")).shape[1] > 3 * 200
     assert read_png(save_methods(every, tmp_path / "methods.png")).shape[0] > 2 * 240
+
+
+def concentrate(values: np.ndarray, content: np.ndarray | None = None) -> Explanation:
+    return make_explanation("attention", map=values.astype(np.float32), content=content)
+
+
+def test_the_picture_says_when_most_of_the_attention_is_on_the_border():
+    """More than half of it, and 1.25 times the border's area, which is 28 of 64 patches here."""
+    border = border_mask(np.ones((8, 8), bool))
+    assert border.sum() == 28
+    for share, expected in ((0.5, ""), (0.56, "on the border")):
+        values = np.where(border, share / 28, (1 - share) / 36)
+        assert describe_concentration(concentrate(values)) == expected
+    small = np.where(border_mask(np.ones((5, 5), bool)), 0.79 / 16, 0.21 / 9)  # 16 of 25 patches, times 1.25: 80%
+    assert describe_concentration(concentrate(small)) == ""
+    assert describe_concentration(concentrate(np.where(border[:3, :3], 1, 0))) == ""  # no center
+
+
+def test_the_border_of_a_padded_photo_is_that_of_the_photo():
+    content = np.zeros((8, 8), bool)
+    content[2:6] = True
+    ring = border_mask(content)
+    assert ring.sum() == 20 and not ring[:2].any() and ring[2].all() and not ring[3, 1:-1].any()
+    values = np.where(ring, 1.0, 0.0)
+    assert describe_concentration(concentrate(values, content)) == "on the border"
+
+
+def test_the_picture_says_when_most_of_the_attention_is_on_few_patches(tmp_path):
+    """A twentieth of the patches has more than half of it: 3 of 64."""
+    values = np.full((8, 8), 0.4 / 61)
+    values[3, 3:6] = 0.2
+    assert describe_concentration(concentrate(values)) == "on few patches"
+    values[3, 5], values[5, 5] = 0.05, 0.15
+    assert describe_concentration(concentrate(values)) == "on few patches"
+    values[4, 4], values[3, 3] = 0.12, 0.08
+    assert describe_concentration(concentrate(values)) == ""
+    few = np.zeros((8, 8))
+    few[4, 4] = 1
+    maps = [concentrate(few), concentrate(values), concentrate(few)]
+    assert describe_all(maps) == [
+        "in 2 of 3 images more than half of it is on at most 5% of the patches: small objects, or patches that the "
+        "model uses as registers"
+    ]
+    assert any("mostly on few patches" in text for text in panel_texts(maps[0]))
+    assert not any("mostly" in text for text in panel_texts(maps[1]))
+
+
+def test_the_confusion_matrix_has_the_colors_of_the_report():
+    style = (files("vitrail.report") / "templates" / "style.css").read_text()
+    for kind, shades in (("hit", CORRECT_SHADES), ("miss", MISTAKE_SHADES)):
+        written = re.findall(rf"\.{kind}\.l(\d)\{{background:(#\w+)", style)[:7]
+        assert [int(number) for number, _ in written] == list(range(7))
+        assert tuple(color for _, color in written) == shades
+    matrix = np.array([[8, 0, 2], [5, 5, 0], [0, 0, 0]])
+    assert matrix_shades(matrix).tolist() == [[6, -1, 2], [4, 4, -1], [-1, -1, -1]]
+    assert title_of_matrix(matrix) == "Confusion matrix: 13 of 20 images are correct"
+    colors = shade_colors(matrix_shades(matrix), np.eye(3, dtype=bool))
+    expected = [CORRECT_SHADES[6], "#ffffff", MISTAKE_SHADES[2], MISTAKE_SHADES[4], CORRECT_SHADES[4]]
+    for position, color in zip(((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)), expected, strict=True):
+        np.testing.assert_allclose(colors[position], parse_color(color))
+    assert [cell_shade(limit + 1e-9) for limit in shade_limits()[:-1]] == [0, 1, 2, 3, 4, 5, 6]
 
 
 class ParsedHtml(HTMLParser):

@@ -14,6 +14,7 @@ from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.hooks import eval_mode
 from vitrail.explanation.inputs import PatchInputs, embed_images, max_batch_size, patch_grid
 from vitrail.explanation.methods import DEFAULT_METHOD, METHODS, Method, check_options, find_method
+from vitrail.explanation.padding import content_patches
 from vitrail.explanation.pixel_inputs import MAX_BATCH_IMAGES, cell_counts, split_images
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of, refuse_module
@@ -178,22 +179,34 @@ def make_explanations(
     if not classifier.classes or numbers_BY is not None:
         probabilities_BY = torch.full_like(logits_BY, torch.nan)
     explanations: list[Explanation] = []
+    content_Bhw = content_patches(pixels_BCHW.cpu(), classifier.preprocess, (map_Bhw.shape[1], map_Bhw.shape[2]))
+    map_Bhw, share_B = blank_padding(map_Bhw.cpu(), content_Bhw)
     pictures_BCHW = classifier.preprocess.to_picture(pixels_BCHW.cpu())
     for i, (target, predicted) in enumerate(zip(targets, logits_BY.argmax(dim=1).tolist(), strict=True)):
         label, against = target or (predicted, None)
         explanations.append(
             Explanation(
-                map=map_Bhw[i].cpu().numpy(),
+                map=map_Bhw[i].numpy(),
                 label=classes[label],
                 probability=float(probabilities_BY[i, label]),
                 image=pictures_BCHW[i].permute(1, 2, 0).numpy(),
                 predicted=describe_answer(classifier, logits_BY[i], classes[predicted]),
                 number=None if numbers_BY is None else float(numbers_BY[i, label]),
                 against=None if against is None else classes[against],
+                content=None if content_Bhw[i].all() else content_Bhw[i].numpy(),
+                padding_share=float(share_B[i]),
                 **settings,
             )
         )
     return explanations
+
+
+def blank_padding(map_Bhw: Tensor, content_Bhw: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the maps with zeros where there is padding, and its share of the positive values, (B,)."""
+    positive_Bhw = map_Bhw.clamp(min=0)
+    total_B = positive_Bhw.sum(dim=(1, 2))
+    share_B = (positive_Bhw * ~content_Bhw).sum(dim=(1, 2)) / total_B.clamp(min=torch.finfo(total_B.dtype).tiny)
+    return map_Bhw.masked_fill(~content_Bhw, 0), share_B
 
 
 def describe_answer(classifier: TorchClassifier, logits_Y: Tensor, best: str) -> str:

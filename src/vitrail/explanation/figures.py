@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrail.errors import UsageError
+from vitrail.explanation.concentration import describe_all, describe_concentration
 from vitrail.explanation.measures import MEASURES
 from vitrail.explanation.relevance_map import RelevanceMap
 from vitrail.explanation.render import (
     AGAINST_COLOR,
     FOR_COLOR,
+    HIGH_COLOR,
     color_limits,
     color_map,
     enlarge_map,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 
 ERROR_COLOR = "#b03000"
+MIN_GALLERY_SIZE = 100  # pixels per edge of an image in a gallery
+MIN_SHOWN_SHARE = 0.005  # of a map on padding: less rounds to 0%
 QUERY_COLOR = "#00e5ff"
 CURVE_LABELS = {
     "deletion": "the most relevant first: lower is better",
@@ -70,7 +74,7 @@ def draw_panels(explanation: RelevanceMap, smooth: bool = False) -> "Figure":
     height, width = explanation.image.shape[:2]
     show_image(image_axes, to_rgb(explanation.image))
     show_image(overlay_axes, overlay_map(explanation, smooth=smooth))
-    low, high = color_limits(explanation.map, explanation.signed)
+    low, high = color_limits(explanation.map[explanation.content_patches], explanation.signed)
     mappable = map_axes.imshow(
         enlarge_map(explanation.map, height, width, smooth),
         cmap=color_map(explanation.signed), vmin=low, vmax=high, interpolation="nearest",
@@ -79,7 +83,7 @@ def draw_panels(explanation: RelevanceMap, smooth: bool = False) -> "Figure":
     for axes in (image_axes, map_axes, overlay_axes):
         outline_query(axes, explanation)
     set_title(image_axes, prediction_label(explanation))
-    set_title(map_axes, method_label(explanation) + (", smoothed" if smooth else ""))
+    set_title(map_axes, "\n".join([method_label(explanation) + (", smoothed" if smooth else ""), *notes(explanation)]))
     set_title(overlay_axes, explanation.question)
     bar = figure.colorbar(mappable, ax=map_axes, shrink=0.82, extend="both")
     bar.set_label(scale_label(explanation), parse_math=False)
@@ -127,20 +131,39 @@ def save_grid(explanations: Sequence[RelevanceMap], titles: Sequence[str], path:
 def save_gallery(explanations: Sequence[RelevanceMap], truths: Sequence[str], path: Path, title: str = "") -> Path:
     """Writes many images, each beside its overlay, with label and prediction; text and color mark the errors.
 
-    A line above the images says what the colors are.
+    The lines above the images say what is shown, and of how many images most of the map is on the border or on few
+    patches; the legend below says what the colors are.
     """
-    columns = 5
+    from matplotlib.patches import Patch
+
+    columns = min(5, len(explanations))
     rows = -(-len(explanations) // columns)
-    figure, grid = new_grid(rows, columns, 3.0 * columns, 1.9 * rows + 0.5)
-    legend = "bright: much attention, dark: little; true class, then ✓, or ✗ and the predicted class"
-    figure.suptitle("\n".join(line for line in (title, legend) if line), fontsize=10, parse_math=False)
+    figure, grid = new_grid(rows, columns, 3.0 * columns, 1.95 * rows + 1.2)
+    header = [
+        title,
+        "true class, then ✓, or ✗ and the predicted class, and its probability",
+        *describe_all(explanations),
+    ]
+    figure.suptitle("\n".join(line for line in header if line), fontsize=10, parse_math=False)
     for axes, explanation, truth in zip(grid, explanations, truths, strict=False):
-        show_image(axes, np.concatenate([to_rgb(explanation.image) / 255, overlay_map(explanation)], axis=1))
+        show_image(axes, beside(to_rgb(explanation.image) / 255, overlay_map(explanation)))
         is_correct = explanation.label == truth
         text = f"{truth} ✓" if is_correct else f"{truth} ✗ {explanation.label}"
-        color = "black" if is_correct else ERROR_COLOR
-        set_title(axes, f"{text}  {explanation.probability:.0%}", size=8, color=color)
+        lines = [f"{text}  {explanation.probability:.0%}", *concentration_note(explanation)]
+        set_title(axes, "\n".join(lines), size=8, color="black" if is_correct else ERROR_COLOR)
+    colors = [
+        Patch(color=HIGH_COLOR, label="much attention, on the scale of each image"),
+        Patch(facecolor="0.4", label="little attention: the photo, dimmed"),
+    ]
+    figure.legend(handles=colors, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return save_figure(figure, path, dpi=110)
+
+
+def beside(left_HW3: np.ndarray, right_HW3: np.ndarray) -> np.ndarray:
+    """Returns two pictures of one height with a white line between them, enlarged if they are small."""
+    times = max(1, -(-MIN_GALLERY_SIZE // left_HW3.shape[0]))
+    left, right = (each.repeat(times, axis=0).repeat(times, axis=1) for each in (left_HW3, right_HW3))
+    return np.concatenate([left, np.ones((len(left), max(1, len(left) // 50), 3)), right], axis=1)
 
 
 def save_faithfulness(faithfulness: Faithfulness, path: Path) -> Path:
@@ -214,6 +237,20 @@ def method_label(explanation: RelevanceMap) -> str:
     if explanation.head is not None:
         parts.append(f"head {explanation.head}")
     return ", ".join(parts)
+
+
+def notes(explanation: RelevanceMap) -> list[str]:
+    """Returns what a reader should know of a map: most of the attention on the border or few patches, and padding."""
+    texts = concentration_note(explanation) if explanation.class_blind else []
+    if explanation.padding_share >= MIN_SHOWN_SHARE:
+        texts.append(f"{explanation.padding_share:.0%} on padding, not shown")
+    return texts
+
+
+def concentration_note(explanation: RelevanceMap) -> list[str]:
+    """Returns where most of the map is, if that is suspicious, else nothing."""
+    suspicious = describe_concentration(explanation)
+    return [f"mostly {suspicious}"] if suspicious else []
 
 
 def scale_label(explanation: RelevanceMap) -> str:

@@ -32,6 +32,13 @@ class RelevanceMap:
     head: int | None = None
     query: tuple[int, int] | None = None
     number: float | None = None
+    content: np.ndarray | None = field(default=None, repr=False)
+    padding_share: float = 0.0
+
+    @property
+    def content_patches(self) -> np.ndarray:
+        """Which patches hold any of the photo: bool (h, w)."""
+        return np.ones(self.map.shape, dtype=bool) if self.content is None else self.content
 
     @property
     def _method(self) -> Method:
@@ -69,7 +76,9 @@ class RelevanceMap:
         probability = "" if math.isnan(self.probability) else f"{self.probability:.0%}, "
         if self.number is not None:
             probability = f"{self.number:.4g}, "
-        return f"{self.question} ({probability}{self.method}): {summarize_map(self.map)}"
+        return (
+            f"{self.question} ({probability}{self.method}): {summarize_map(self.map, int(self.content_patches.sum()))}"
+        )
 
     def to_json(self) -> JsonObject:
         """Returns the map and the settings that made it, as JSON values."""
@@ -86,12 +95,13 @@ class RelevanceMap:
             "class_blind": self.class_blind,
             "signed": self.signed,
             "cost": self.cost,
+            **({"padding_share": round(self.padding_share, 6)} if self.content is not None else {}),
             "map": [[round(value, 6) for value in row] for row in self.map.tolist()],
         }
 
 
-def summarize_map(map_hw: np.ndarray) -> str:
-    """How many patches hold half of the positive evidence, and which ninth of the image holds the most."""
+def summarize_map(map_hw: np.ndarray, content_count: int) -> str:
+    """How many of the photo's patches hold half of the positive evidence, and which ninth of the image the most."""
     positive_hw = np.maximum(map_hw, 0)
     total = positive_hw.sum()
     if total == 0:
@@ -105,4 +115,4 @@ def summarize_map(map_hw: np.ndarray) -> str:
     }
     strongest = max(ninths, key=ninths.__getitem__)
     share = f"{ninths[strongest] / total:.0%}"
-    return f"half of it is in {patches} of {positive_hw.size} patches, most in the {strongest} ({share})"
+    return f"half of it is in {patches} of {content_count} patches, most in the {strongest} ({share})"

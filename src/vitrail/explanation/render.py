@@ -1,4 +1,4 @@
-"""Maps -> pixels: a color scale for color-blind readers, patch edges where they are, overlays on the image."""
+"""Maps -> pixels: a color scale for color-blind readers, patch edges where they are, overlays on the photo."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,28 @@ if TYPE_CHECKING:
 
 
 SEQUENTIAL_COLORMAP = "cividis"  # for color-blind readers (Nuñez, Anderton & Renslow 2018); brighter is more
+HIGH_COLOR = "#fee838"  # the bright end of cividis
 FOR_COLOR, AGAINST_COLOR = "#e66100", "#3d5fc4"  # orange, blue: distinct for every kind of color blindness
 
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How a signed map covers its image: its opacity at the ends of the scale, and what shows through."""
+    """How a map covers its photo: the color is opaque to this degree at the ends of the scale.
+
+    The photo keeps its hue. Where the map is zero the photo is dimmed, so that marks also stand out from a bright
+    photo; where the map is strong the photo is lifted from black, so that marks on a dark photo do not turn brown.
+    """
 
     opacity: float
     gamma: float = 1.0  # of the opacity between 0 and the ends of the scale
-    color_floor: float = 0.65  # brightness of the colors over black; 0.35 more over white
-    gray_floor: float = 0.0  # brightness of the image where it is black
-    gray_gain: float = 1.0
+    dimmed: float = 0.55  # brightness of a white photo where the map is zero
+    dark_floor: float = 0.05  # brightness of a black photo where the map is zero
+    marked_floor: float = 0.35  # brightness of a black photo under the color where the map is strong
 
 
-FIGURE_STYLE = OverlayStyle(opacity=0.75)
-TILE_STYLE = OverlayStyle(opacity=0.9, gamma=0.8, color_floor=0.75, gray_floor=0.2, gray_gain=0.7)  # small pictures
+SIGNED_STYLE = OverlayStyle(opacity=0.75)
+POSITIVE_STYLE = OverlayStyle(opacity=0.6)
+TILE_STYLE = OverlayStyle(opacity=0.85, gamma=0.8, dark_floor=0.12)  # small pictures
 
 
 def color_limits(map_hw: np.ndarray, signed: bool) -> tuple[float, float]:
@@ -42,9 +48,12 @@ def color_limits(map_hw: np.ndarray, signed: bool) -> tuple[float, float]:
     return low, max(high, low + 1e-12)
 
 
-def scale_map(map_hw: np.ndarray, signed: bool = False) -> np.ndarray:
-    """Returns the map clipped to its color limits and scaled to 0..1, or to -1..1 if it is signed."""
-    low, high = color_limits(map_hw, signed)
+def scale_map(map_hw: np.ndarray, signed: bool = False, content_hw: np.ndarray | None = None) -> np.ndarray:
+    """Returns the map clipped to its color limits and scaled to 0..1, or to -1..1 if it is signed.
+
+    The limits are those of the patches that hold the photo, if these are given.
+    """
+    low, high = color_limits(map_hw if content_hw is None else map_hw[content_hw], signed)
     if signed:
         signed_hw: np.ndarray = np.clip(map_hw / high, -1, 1)
         return signed_hw
@@ -77,26 +86,27 @@ def color_map(signed: bool) -> "Colormap":
 
 
 def overlay_map(explanation: RelevanceMap, smooth: bool = False) -> np.ndarray:
-    """Returns the image in gray under the colored map: floats (H, W, 3) from 0 to 1.
+    """Returns the photo in its colors under the map: floats (H, W, 3) from 0 to 1.
 
-    In a signed map the image shows through where the relevance is near zero; another map covers it evenly.
+    Patches of a signed map are orange or blue, of another map yellow. Near zero the photo is only dimmed.
     """
     height, width = explanation.image.shape[:2]
-    value_HW = enlarge_map(scale_map(explanation.map, explanation.signed), height, width, smooth)
-    gray_HW1 = to_rgb(explanation.image).mean(axis=2, keepdims=True) / 255
-    if explanation.signed:
-        return paint_signed(gray_HW1, value_HW[..., None], FIGURE_STYLE)
-    color_HW3 = color_map(False)(value_HW)[..., :3]
-    overlay_HW3: np.ndarray = (1 - 0.6) * gray_HW1 + 0.6 * color_HW3
-    return overlay_HW3
+    value_HW = enlarge_map(scale_map(explanation.map, explanation.signed, explanation.content), height, width, smooth)
+    style = SIGNED_STYLE if explanation.signed else POSITIVE_STYLE
+    return paint_map(to_rgb(explanation.image) / 255, value_HW[..., None], explanation.signed, style)
 
 
-def paint_signed(gray_HW1: np.ndarray, value_HW1: np.ndarray, style: OverlayStyle) -> np.ndarray:
-    """Orange where values in -1..1 are positive, blue where they are negative, over a gray image in 0..1: (H, W, 3)."""
-    color = np.where(value_HW1 >= 0, parse_color(FOR_COLOR), parse_color(AGAINST_COLOR))
-    color = color * (style.color_floor + 0.35 * gray_HW1)
-    opacity = style.opacity * np.abs(value_HW1) ** style.gamma
-    painted_HW3: np.ndarray = (1 - opacity) * (style.gray_floor + style.gray_gain * gray_HW1) + opacity * color
+def paint_map(photo_HW3: np.ndarray, value_HW1: np.ndarray, signed: bool, style: OverlayStyle) -> np.ndarray:
+    """Colors a photo in 0..1 by values in 0..1, or in -1..1 of a signed map: (H, W, 3)."""
+    color = parse_color(HIGH_COLOR)
+    if signed:
+        color = np.where(value_HW1 >= 0, parse_color(FOR_COLOR), parse_color(AGAINST_COLOR))
+    strength_HW1 = np.abs(value_HW1)
+    dim_HW3 = style.dark_floor + (style.dimmed - style.dark_floor) * photo_HW3
+    lifted_HW3 = style.marked_floor + (1 - style.marked_floor) * photo_HW3
+    under_HW3 = (1 - strength_HW1) * dim_HW3 + strength_HW1 * lifted_HW3
+    opacity_HW1 = style.opacity * strength_HW1**style.gamma
+    painted_HW3: np.ndarray = (1 - opacity_HW1) * under_HW3 + opacity_HW1 * color
     return painted_HW3
 
 

@@ -8,17 +8,16 @@ import numpy as np
 from vitrail.classifier import Classifier
 from vitrail.evaluation import Outcome
 from vitrail.explanation.api import explain_batch
+from vitrail.explanation.concentration import BORDER_FACTOR, MIN_GRID, border_shares, positive_shares
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.methods import DEFAULT_METHOD, METHODS
-from vitrail.explanation.render import SEQUENTIAL_COLORMAP, TILE_STYLE, enlarge_map, paint_signed, to_rgb
+from vitrail.explanation.render import SEQUENTIAL_COLORMAP, TILE_STYLE, enlarge_map, paint_map, to_rgb
 from vitrail.intervals import t_interval
 from vitrail.report.sample import Sample
 from vitrail.report.verdicts import MIN_VERDICT_IMAGES, exceeds
 
 TILE_SIZE = 128  # pixels of the longer edge of a drawn map
 BATCH_SIZE = 64
-WARNING_FACTOR = 1.25  # times the border's area: with more of the evidence on the border there is a warning
-MIN_GRID = 4  # patches per edge, to distinguish the border from the center
 
 Tiles = list[np.ndarray]
 
@@ -78,14 +77,15 @@ def explain_classes(classifier: Classifier, outcome: Outcome, sample: Sample) ->
     indices = sample.selection.attribution
     predicted = outcome.predicted[indices]
     explanations = explain_images(classifier, sample, indices, [outcome.classes[i] for i in predicted])
-    shares = [normalize_map(explanation.map) for explanation in explanations]
+    shares = [positive_shares(explanation) for explanation in explanations]
     h, w = shares[0].shape if shares else (0, 0)
-    border_hw = border_mask(h, w)
-    border_area = float(border_hw.mean()) if border_hw.size else 0.0
+    on_border, areas = np.array([border_shares(explanation) for explanation in explanations]).reshape(-1, 2).T
+    border_area = float(areas.mean()) if len(areas) else 0.0
     has_border = min(h, w) >= MIN_GRID
-    border_shares = np.array([(share * border_hw).sum() for share in shares])
-    shares_of_class = [border_shares[predicted == label] for label in range(len(outcome.classes))]
-    suspicious = exceeds([*shares_of_class, border_shares], WARNING_FACTOR * border_area)
+    shares_of_class = [on_border[predicted == label] for label in range(len(outcome.classes))]
+    relative = on_border / areas  # photos of other proportions have another border
+    relative_of_class = [relative[predicted == label] for label in range(len(outcome.classes))]
+    suspicious = exceeds([*relative_of_class, relative], BORDER_FACTOR)
     rows: list[dict[str, Any]] = []
     means: list[np.ndarray] = []
     for label, name in enumerate(outcome.classes):
@@ -112,30 +112,16 @@ def explain_classes(classifier: Classifier, outcome: Outcome, sample: Sample) ->
         "images": len(indices),
         "grid": [h, w],
         "border_area": border_area if has_border else None,
-        "warning_above": WARNING_FACTOR * border_area if has_border else None,
+        "warning_above": BORDER_FACTOR * border_area if has_border else None,
         "min_images": MIN_VERDICT_IMAGES,
-        "border_share": float(border_shares.mean()) if has_border and len(shares) else None,
-        "border_share_interval": t_interval(border_shares) if has_border else None,
+        "border_share": float(on_border.mean()) if has_border and len(shares) else None,
+        "border_share_interval": t_interval(on_border) if has_border else None,
         "is_suspicious": has_border and suspicious[-1],
         "max_share": max_share,
         "uniform_share": 1 / (h * w) if h * w else None,
         "classes": rows,
     }
     return section, [draw_share_map(mean, max_share) for mean in means]
-
-
-def normalize_map(map_hw: np.ndarray) -> np.ndarray:
-    """Returns the positive part of a map divided by its sum; a uniform map if nothing is positive."""
-    positive = np.clip(map_hw.astype(np.float64), 0, None)
-    total = positive.sum()
-    return positive / total if total > 0 else np.full(positive.shape, 1 / positive.size)
-
-
-def border_mask(h: int, w: int) -> np.ndarray:
-    """Returns True in the outermost ring of an (h, w) grid."""
-    mask = np.ones((h, w), dtype=bool)
-    mask[1:-1, 1:-1] = False
-    return mask
 
 
 def round_map(map_hw: np.ndarray) -> list[list[float]]:
@@ -149,11 +135,12 @@ def tile_size(height: int, width: int) -> tuple[int, int]:
 
 
 def draw_signed_map(explanation: Explanation, limit: float) -> np.ndarray:
-    """Returns the gray image under its map, whose color scale is -limit to limit: uint8 (H, W, 3)."""
+    """Returns the photo under its map, whose color scale is -limit to limit: uint8 (H, W, 3)."""
     h, w = tile_size(*explanation.image.shape[:2])
-    gray = enlarge_map(to_rgb(explanation.image).mean(axis=2), h, w)[..., None] / 255
+    channels = np.moveaxis(to_rgb(explanation.image), 2, 0)
+    photo_hw3 = np.stack([enlarge_map(channel, h, w) for channel in channels], axis=2) / 255
     value = np.clip(enlarge_map(explanation.map, h, w) / limit, -1, 1)[..., None]
-    return (255 * paint_signed(gray, value, TILE_STYLE)).round().clip(0, 255).astype(np.uint8)
+    return (255 * paint_map(photo_hw3, value, True, TILE_STYLE)).round().clip(0, 255).astype(np.uint8)
 
 
 def draw_share_map(map_hw: np.ndarray, max_share: float) -> np.ndarray:

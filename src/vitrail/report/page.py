@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitrail.evaluation.confusion import cell_shade
 from vitrail.report import charts
 from vitrail.report.embedding_map import CLASS_COLORS
 from vitrail.report.findings import Level
@@ -101,8 +102,3 @@ def percent(value: float | None, digits: int = 1) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """Formats a number with this number of decimals; None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def cell_shade(fraction: float) -> int:
-    """Returns the shade of a cell of the matrix, 0 to 6, for its fraction of the row."""
-    return min(6, int(7 * fraction**0.6)) if fraction else 0

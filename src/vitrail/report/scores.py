@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation import Evaluation, Outcome
+from vitrail.evaluation.confusion import order_by_confusion
 from vitrail.evaluation.metrics import confusion_matrix, most_confused_pairs, per_class_scores
 from vitrail.intervals import wilson_interval
 from vitrail.report.verdicts import compare_classes
@@ -73,22 +74,3 @@ def choose_examples(outcome: Outcome, true: int, predicted: int, max_examples: i
     order = np.argsort(outcome.confidence[members] * sign, kind="stable")
     examples: list[int] = members[order][:max_examples].tolist()
     return examples
-
-
-def order_by_confusion(matrix: np.ndarray) -> list[int]:
-    """Returns an order of the classes that puts confused classes next to each other.
-
-    The order is the optimal leaf order of an average-linkage clustering.
-    """
-    n = len(matrix)
-    if n < 4:
-        return list(range(n))
-    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-    from scipy.spatial.distance import squareform
-
-    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    similarity = (fractions + fractions.T) / 2
-    distance = 1 - similarity
-    np.fill_diagonal(distance, 0)
-    condensed = squareform(distance, checks=False)
-    return [int(i) for i in leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed))]

@@ -43,7 +43,10 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, max_image
     shown = images.subset(chosen)
     pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
     true_classes = [label_text(images, i) for i in chosen]
-    title = f"attention of {len(shown)} images, about equally many of each class"
+    title = (
+        f"Where the model looks: attention in the last layer, for {len(shown)} of {len(images)} images, "
+        "about equally many of each class"
+    )
     save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path, title)
 
 

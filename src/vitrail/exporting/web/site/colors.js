@@ -58,11 +58,20 @@ export function colorLimits(map, isSigned) {
   return [low, Math.max(percentile(map, 99), low + 1e-12)];
 }
 
-// The overlay of a patch: its opacity and color. A signed map is shaded by the brightness of the image below it.
+// The overlay of a patch: its strength from 0 to 1, and the opacity and color at that strength.
 export function patchOverlay(value, [low, high], isSigned) {
   if (isSigned) {
-    const strength = clamp(value / high, -1, 1);
-    return { opacity: 0.75 * Math.abs(strength), color: strength >= 0 ? FOR : AGAINST, isShaded: true };
+    const position = clamp(value / high, -1, 1);
+    const strength = Math.abs(position);
+    return { strength, opacity: 0.75 * strength, color: position >= 0 ? FOR : AGAINST };
   }
-  return { opacity: 0.6, color: cividis((value - low) / (high - low)), isShaded: false };
+  const strength = clamp((value - low) / (high - low), 0, 1);
+  return { strength, opacity: 0.6 * strength, color: cividis(1) };
+}
+
+// A value of a pixel, 0 to 255, under the overlay: dimmed where the map is zero, lifted from black where it is strong.
+export function pixelUnder(value, strength) {
+  const dimmed = 0.05 * 255 + 0.5 * value;
+  const lifted = 0.35 * 255 + 0.65 * value;
+  return dimmed + (lifted - dimmed) * strength;
 }

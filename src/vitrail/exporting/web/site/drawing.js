@@ -1,7 +1,7 @@
 // Draws the image with its map on a canvas: the patches as panes of a window, and above them an arch in the color of
 // the explained class, filled up to its probability. Also draws small maps without an image.
 
-import { colorLimits, mix, parseHex, patchOverlay, toCss } from "./colors.js";
+import { cividis, colorLimits, mix, parseHex, patchOverlay, pixelUnder, toCss } from "./colors.js";
 import { toImageData } from "./image-files.js";
 
 const FRAME_COLOR = "#0d0b13";
@@ -27,7 +27,7 @@ export function patchAt({ margin, top, cell, rows, columns }, x, y) {
 }
 
 // `content`: pixels (of the model's size), map and isSigned (or no map), color and probability of the class, hidden (a
-// set of patches), patch and isPinned, opacity (1: the map over a gray image, 0: the image in its colors).
+// set of patches), patch and isPinned, opacity (1: the map over the image, 0: the image alone).
 export function drawFrame(context, frame, content) {
   const lineWidth = Math.max(1.2, Math.min(frame.cell * 0.055, 3.2));
   context.save();
@@ -52,8 +52,8 @@ export function drawTile(canvas, map, [h, w], isSigned, patch) {
   const context = canvas.getContext("2d");
   const limits = colorLimits(map, isSigned);
   map.forEach((value, i) => {
-    const { color, opacity } = patchOverlay(value, limits, isSigned);
-    context.fillStyle = toCss(isSigned ? mix([233, 230, 240], color, opacity / 0.75) : color);
+    const { color, strength } = patchOverlay(value, limits, isSigned);
+    context.fillStyle = toCss(isSigned ? mix([233, 230, 240], color, strength) : cividis(strength));
     context.fillRect((i % w) * cell, Math.floor(i / w) * cell, cell - 0.6, cell - 0.6);
   });
   if (patch !== null) {
@@ -173,7 +173,7 @@ function drawImage(context, { margin, span, top, cell, rows, columns }, { pixels
   context.drawImage(scratch, margin, top, span, cell * rows);
 }
 
-// Blends each pixel, in gray, with the color of its patch.
+// Blends each pixel with the color of its patch, as paint_map of explanation/render.py does.
 function blendMap(image, map, isSigned, mapOpacity, rows, columns) {
   const { width, height, data } = image;
   const limits = colorLimits(map, isSigned);
@@ -181,11 +181,11 @@ function blendMap(image, map, isSigned, mapOpacity, rows, columns) {
   for (let y = 0, i = 0; y < height; y++) {
     const row = Math.floor((y * rows) / height) * columns;
     for (let x = 0; x < width; x++, i += 4) {
-      const { opacity, color, isShaded } = overlays[row + Math.floor((x * columns) / width)];
-      const gray = (data[i] + data[i + 1] + data[i + 2]) / 3;
-      const over = mapOpacity * opacity * (isShaded ? 0.65 + (0.35 * gray) / 255 : 1);
-      const under = mapOpacity * (1 - opacity) * gray;
-      for (let c = 0; c < 3; c++) data[i + c] = under + over * color[c] + (1 - mapOpacity) * data[i + c];
+      const { strength, opacity, color } = overlays[row + Math.floor((x * columns) / width)];
+      for (let c = 0; c < 3; c++) {
+        const painted = (1 - opacity) * pixelUnder(data[i + c], strength) + opacity * color[c];
+        data[i + c] = mapOpacity * painted + (1 - mapOpacity) * data[i + c];
+      }
     }
   }
 }

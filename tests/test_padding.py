@@ -1,0 +1,87 @@
+"""Explanations of letterboxed images: no map marks the padding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from test_explain import classifier
+from vitrail.classifier import Classifier
+from vitrail.data.preprocess import Preprocess
+from vitrail.explanation.api import explain_batch
+from vitrail.explanation.methods import METHODS
+from vitrail.explanation.padding import content_patches
+
+PATCH = 4
+
+
+def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 32), (21, 32), (32, 9), (64, 31), (200, 40), (7, 300), (33, 32)])
+def test_patches_without_any_of_the_photo_are_found(size):
+    """Compared with a photo of ones on a canvas of zeros, which is fitted in the same way."""
+    preprocess = Preprocess(image_size=(32, 32), mean=(0.4, 0.5, 0.6))
+    (found,) = content_patches(preprocess.fit_image(noise(*size))[None], preprocess, (8, 8))
+    scale = min(32 / size[0], 32 / size[1])
+    height, width = (min(32, max(1, round(edge * scale))) for edge in size)
+    photo = np.zeros((32, 32), bool)
+    top, left = (32 - height) // 2, (32 - width) // 2
+    photo[top : top + height, left : left + width] = True
+    assert (found.numpy() == photo.reshape(8, PATCH, 8, PATCH).any(axis=(1, 3))).all()
+
+
+def test_only_bars_of_letterboxing_are_padding():
+    preprocess = Preprocess(image_size=(32, 32))
+    gray = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+    framed = gray.clone()
+    framed[:, 12:20, 12:20] = 0  # an object on a ground of the padding color, which is at all four edges
+    one_side = noise(32, 32)
+    one_side[:, 20:] = 128
+    letterboxed = preprocess.fit_image(noise(16, 32))
+    pixels = torch.stack([gray, framed, one_side, letterboxed])
+    counts = content_patches(pixels, preprocess, (8, 8)).sum(dim=(1, 2))
+    assert counts.tolist() == [64, 64, 64, 32]
+    for fit in ("crop", "stretch"):
+        assert content_patches(pixels, replace(preprocess, fit=fit), (8, 8)).all()
+
+
+def padded_batch(clf: Classifier) -> torch.Tensor:
+    height, width = clf.preprocess.image_size
+    sizes = ((height, 3 * width), (3 * height, width), (height, width))
+    return torch.stack([clf.preprocess.fit_image(noise(*size, seed)) for seed, size in enumerate(sizes)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_map_marks_padding(method):
+    clf = classifier()
+    pixels = padded_batch(clf)
+    explained = explain_batch(clf, pixels, method=method)
+    for explanation in explained[:2]:
+        assert explanation.content is not None
+        assert not explanation.content.all() and explanation.content.any()
+        assert (explanation.map[~explanation.content] == 0).all()
+        assert "padding_share" in explanation.to_json()
+    assert max(np.abs(explanation.map).max() for explanation in explained) > 0
+    assert explained[2].content is None
+    assert explained[2].padding_share == 0
+    assert "padding_share" not in explained[2].to_json()
+
+
+def test_the_padded_share_of_attention_is_stated():
+    """Compared with the same maps of a classifier for which the bars are a part of the photo."""
+    clf = classifier()
+    pixels = padded_batch(clf)
+    clf.preprocess = replace(clf.preprocess, fit="stretch")
+    whole = explain_batch(clf, pixels, method="attention")
+    clf.preprocess = replace(clf.preprocess, fit="pad")
+    masked = explain_batch(clf, pixels, method="attention")
+    for one, other in zip(whole, masked, strict=True):
+        content = other.content_patches
+        np.testing.assert_array_equal(other.map[content], one.map[content])
+        assert other.padding_share == pytest.approx(one.map[~content].sum() / one.map.sum(), abs=1e-6)
+    assert masked[0].padding_share > 0.05
+    assert f"of {masked[0].content_patches.sum()} patches" in masked[0].summary
