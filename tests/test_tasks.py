@@ -29,6 +29,7 @@ from vitrail.data.open import open_data, open_source
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.outcomes import EVALUATIONS, OUTCOMES, VALIDATION_SCORES
 from vitrail.loading import load_any
+from vitrail.runs.fold_table import FOLD_SCORES
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS
 from vitrail.training.losses import losses_of_task
@@ -92,9 +93,9 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0
 
 
 def test_every_table_has_every_task():
-    assert TASKS.keys() == OUTCOMES.keys() == EVALUATIONS.keys() == VALIDATION_SCORES.keys()
+    assert TASKS.keys() == OUTCOMES.keys() == EVALUATIONS.keys() == VALIDATION_SCORES.keys() == FOLD_SCORES.keys()
     for name, task in TASKS.items():
-        assert task.name == name and task.score in VALIDATION_SCORES[name]
+        assert task.name == name and task.score in VALIDATION_SCORES[name] and task.score in FOLD_SCORES[name]
         assert task.default_loss in losses_of_task(name)
         logits = torch.linspace(-20, 20, 12).view(3, 4)
         assert np.allclose(task.to_probabilities(logits), task.to_probabilities_array(logits.numpy()), atol=1e-7)
@@ -293,7 +294,10 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
                 lambda d: d["test"]["task"] == MULTI_LABEL,
             ),
             (["train", table, "--out", out, "--loss", "cross_entropy"], "the loss 'cross_entropy' is not for"),
-            (["train", table, "--folds", 2, "--out", out], "folds are divided by class"),
+            (
+                ["train", table, "--folds", 2, "--out", out, "--epochs", 1, "--no-report", "--no-pictures", *TINY],
+                lambda d: d["task"] == MULTI_LABEL and 0 <= d["fold_mean"]["map"] <= 1,
+            ),
             (
                 ["train", table, "--balance", "weights", "--out", out, "--epochs", 1, *TINY],
                 lambda d: d["test"]["task"] == MULTI_LABEL,

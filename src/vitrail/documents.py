@@ -7,6 +7,8 @@ no tuples.
 from typing import Literal, NotRequired, TypedDict
 
 from vitrail.image_documents import UnlikeEvaluation, UnreadableFile
+from vitrail.label_documents import MultiLabelScores
+from vitrail.number_documents import NumberScores
 
 SettingValue = str | int | float | bool | None  # of a field of the recipe
 
@@ -266,29 +268,57 @@ class RunDocument(RunResult):
 
 
 class FoldRow(TypedDict):
-    """The scores of a fold."""
+    """The scores of a fold: of classes, labels, grades (which have those of classes too) or numbers."""
 
     fold: int
     run: str
     images: int
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
     loss: float
     best_epoch: int | None
     seconds: float
+    accuracy: NotRequired[float]
+    balanced_accuracy: NotRequired[float]
+    macro_f1: NotRequired[float]
+    map: NotRequired[float]
+    micro_f1: NotRequired[float]
+    quadratic_kappa: NotRequired[float]
+    grade_mae: NotRequired[float]
+    mae: NotRequired[float]
+    rmse: NotRequired[float]
+    r2: NotRequired[float]
 
 
-class CrossValidationResult(Scores):
-    """The content of cross_validation.json: `CrossValidation.result`. The scores are those of all predictions."""
+class FoldSummary(TypedDict):
+    """What a cross-validation of any task has beside the scores of all predictions."""
 
     data: str
     folds: int
     recipe: str
     interval: str
+    interval_units: str
     fold_mean: dict[str, float]
     fold_sd: dict[str, float]
     rows: list[FoldRow]
+
+
+class CrossValidationResult(Scores, FoldSummary):
+    """The content of cross_validation.json: `CrossValidation.result`. The scores are those of all predictions.
+
+    With several labels or numbers they are those of `LabelCrossValidation` and `NumberCrossValidation`.
+    """
+
+    seconds: float
+
+
+class LabelCrossValidation(MultiLabelScores, FoldSummary):
+    """The content of cross_validation.json with several labels per image."""
+
+    seconds: float
+
+
+class NumberCrossValidation(NumberScores, FoldSummary):
+    """The content of cross_validation.json with numbers."""
+
     seconds: float
 
 

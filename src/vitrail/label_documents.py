@@ -33,7 +33,7 @@ class MultiLabelScores(MultiLabelAverages):
 
 
 class LabelScores(TypedDict):
-    """The scores of a label; None where they are not defined."""
+    """The scores of a label; None where they are not defined. The classifiers of several folds have no `threshold`."""
 
     ap: float | None
     ap_interval: list[float] | None
@@ -44,7 +44,7 @@ class LabelScores(TypedDict):
     ece: float
     ece_corrected: float
     ece_interval: list[float]
-    threshold: float
+    threshold: float | None
     images: int
     predicted: int
 

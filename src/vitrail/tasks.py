@@ -94,7 +94,6 @@ TASKS: dict[str, Task] = {
             "probe": "a probe classifies images with one class, and these have several labels",
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
-            "folds": "folds are divided by class and compared by accuracy, and these images have several labels",
             "balance=sampler": "balance sampler draws images by their class, and these have several labels; balance "
             "weights weights each label",
             "balance=logits": "balance logits shifts a softmax, and the labels of an image have none; balance weights "
@@ -124,7 +123,6 @@ TASKS: dict[str, Task] = {
             "probe": "a probe classifies images, and these have numbers",
             "faithfulness": "faithfulness is scored for classes, and this model predicts numbers",
             "module": "a model that is not a ViT is trained for one class per image, and these have numbers",
-            "folds": "folds are divided by class and compared by accuracy, and these images have numbers",
             **dict.fromkeys(
                 ("balance=weights", "balance=sampler", "balance=logits"),
                 "balance is for classes, and these images have numbers",

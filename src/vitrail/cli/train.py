@@ -6,10 +6,10 @@ Writes a run folder: the classifier, metrics, curves, the confusion matrix, atte
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from vitrail.callbacks.names import LoggerName
 from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
@@ -19,14 +19,22 @@ from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.console import log
 from vitrail.errors import UsageError
+from vitrail.tasks import SINGLE_LABEL
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vitrail.documents import FoldRow, RunResult
+    from vitrail.documents import CrossValidationResult, RunResult
     from vitrail.runs.result import Run
 
 
+SHORT_TITLES = {  # of the columns of a table
+    "balanced accuracy": "balanced",
+    "quadratic weighted kappa": "kappa",
+    "mean error in grades": "grade error",
+    "mean absolute error": "MAE",
+    "root mean squared error": "RMSE",
+}
 TEACHER_OPTIONS = ("teacher", "unlabeled", "baseline")
 
 
@@ -170,8 +178,8 @@ def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
         raise UsageError("--folds trains one fold after the other in one process", "leave out options for several")
     if any(getattr(arguments, name) for name in TEACHER_OPTIONS):
         raise UsageError("--folds compares recipes, and has no teacher", "leave out --teacher, or --folds")
-    from vitrail.evaluation.evaluation import describe_averages
-    from vitrail.runs.cross_validation import cross_validate, describe_cross_validation
+    from vitrail.runs.cross_validation import cross_validate
+    from vitrail.runs.fold_table import describe_cross_validation
 
     result = cross_validate(
         arguments.data,
@@ -180,23 +188,33 @@ def cross_validate_and_describe(arguments: argparse.Namespace) -> Answer:
         **training_options(arguments),
     )
     document = result.to_json()
-    shown = [make_fold_table(document["rows"]), *describe_cross_validation(document), describe_averages(document)]
+    shown = [make_fold_table(document), *describe_cross_validation(document)]
     shown.append(f"files are in {result.folder}: cross_validation.json, predictions.csv, and a run for each fold")
     if result.final:
         shown.append(f"the final model, trained on everything: {result.final.folder}")
     return Answer({**document}, shown)
 
 
-def make_fold_table(rows: list[FoldRow]) -> Table:
+def make_fold_table(result: CrossValidationResult) -> Table:
     """Returns a table with a row for each fold."""
     from rich.table import Table
 
-    table = Table("fold", "images", "accuracy", "balanced", "macro F1", "loss", "best epoch", box=None)
-    for row in rows:
-        scores = [f"{row[name]:.4f}" for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss")]
+    from vitrail.runs.fold_table import FOLD_SCORES
+
+    scores = FOLD_SCORES[str(result.get("task", SINGLE_LABEL))]
+    table = Table(
+        "fold", "images", *(SHORT_TITLES.get(title, title) for title in scores.values()), "best epoch", box=None
+    )
+    for row in result["rows"]:
+        cells = (format_score(cast(Mapping[str, float], row)[name]) for name in scores)
         best = "-" if row["best_epoch"] is None else str(row["best_epoch"])
-        table.add_row(str(row["fold"]), str(row["images"]), *scores, best)
+        table.add_row(str(row["fold"]), str(row["images"]), *cells, best)
     return table
+
+
+def format_score(score: float) -> str:
+    """Returns a score with four decimals, or a large one with as many digits."""
+    return f"{score:.4f}" if abs(score) < 10 else f"{score:.4g}"
 
 
 def print_result(folder: Path, result: RunResult) -> None:

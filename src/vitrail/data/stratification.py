@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vitrail.data.encoded import SHA256_BYTES, EncodedImages
-from vitrail.data.labels import LabelSets
+from vitrail.data.labels import Categorical, LabelSets
 from vitrail.data.randomness import derive_seed
 from vitrail.data.source import Listing
 
@@ -23,11 +23,10 @@ def choose_held_out(listing: Listing, fraction: float, seed: int) -> list[int]:
     on one side; groups are too, and then the fraction holds about.
     """
     same_as = first_duplicates(listing)
-    if listing.groups is not None:
-        return hold_out_groups(listing, same_as, fraction, seed)
-    if not isinstance(listing.labels, LabelSets):
-        return hold_out_by_class(listing, same_as, fraction, seed)
-    return hold_out_by_label(listing, same_as, fraction, seed)
+    if isinstance(listing.labels, LabelSets):
+        return hold_out_by_label(listing, same_as, fraction, seed)
+    hold_out = hold_out_by_class if listing.groups is None else hold_out_groups
+    return hold_out(listing, same_as, fraction, seed)
 
 
 def hold_out_by_class(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -50,15 +49,54 @@ def hold_out_by_class(listing: Listing, same_as: np.ndarray, fraction: float, se
 
 
 def hold_out_by_label(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
-    """Returns what `choose_held_out` does, for several labels: about the fraction of those with each label."""
-    groups = sorted_groups(listing.names, same_as, seed)
-    multi_hot = listing.labels.encode(listing.labels.classes)
+    """Returns what `choose_held_out` does, for several labels: about the fraction of those with each label.
+
+    Of every label at least one group of images remains.
+    """
+    groups = sorted_groups(listing.names, whole_groups(listing, same_as), "split", seed)
+    rows = label_rows(listing.labels)
+    part = divide_by_label(rows, groups, (1 - fraction, fraction))
+    counts_GY = np.stack([rows[group].sum(0) for group in groups])
+    is_held = keep_every_label(part == 1, counts_GY[:, :-1])
+    return sorted(i for number in np.flatnonzero(is_held).tolist() for i in groups[number])
+
+
+def whole_groups(listing: Listing, same_as: np.ndarray) -> np.ndarray:
+    """Returns the number of the group of each image, int64 (n,); without groups only identical images are together."""
+    return same_as if listing.groups is None else merge_groups(listing.groups.codes, same_as)
+
+
+def keep_every_label(is_held: np.ndarray, counts_GY: np.ndarray) -> np.ndarray:
+    """Returns which groups are held out (G,), less the largest group of each class or label that would not remain.
+
+    `counts_GY` are the images of each group with each class or label.
+    """
+    is_held = is_held.copy()
+    for counts_G in counts_GY.T:
+        members = np.flatnonzero(counts_G)
+        if len(members) and is_held[members].all():
+            is_held[members[counts_G[members].argmax()]] = False
+    return is_held
+
+
+def label_rows(labels: Categorical) -> np.ndarray:
+    """Returns which labels each image has, int64 (n, labels + 1); the last column is that of images without any."""
+    multi_hot = labels.encode(labels.classes)
     no_label = multi_hot.sum(1, keepdims=True) == 0
-    rows = np.concatenate([multi_hot, no_label], axis=1).astype(np.int64)  # images without a label are divided too
-    counts = np.stack([rows[group].sum(0) for group in groups])  # (groups, labels): images of a group with each label
+    return np.concatenate([multi_hot, no_label], axis=1).astype(np.int64)
+
+
+def divide_by_label(rows: np.ndarray, groups: Sequence[Sequence[int]], shares: Sequence[float]) -> np.ndarray:
+    """Returns the part of each group of images, int64 (groups,), by iterative stratification.
+
+    `rows` (n, labels) has a 1 for each label of an image, `groups` the indices of the images that stay together, and
+    `shares` the fraction of the images in each part. The label with the fewest images left is divided first: each of
+    its groups, in the given order, goes to the part that lacks most images of the label.
+    """
+    counts = np.stack([rows[list(group)].sum(0) for group in groups])  # (groups, labels)
     sizes = np.array([len(group) for group in groups])
-    lacking = np.array([[1 - fraction], [fraction]]) * counts.sum(0)  # (2, labels): rest, held out
-    lacking_images = np.array([1 - fraction, fraction]) * sizes.sum()
+    lacking = np.array(shares)[:, None] * counts.sum(0)  # (parts, labels)
+    lacking_images = np.array(shares) * sizes.sum()
     part = np.full(len(groups), -1)
     while (part < 0).any():
         remaining = (counts * (part < 0)[:, None]).sum(0)
@@ -67,32 +105,33 @@ def hold_out_by_label(listing: Listing, same_as: np.ndarray, fraction: float, se
             part[i] = choose_part(lacking[:, label], lacking_images)
             lacking[part[i]] -= counts[i]
             lacking_images[part[i]] -= sizes[i]
-    return sorted(i for number in np.flatnonzero(part == 1).tolist() for i in groups[number])
+    return part
 
 
 def choose_part(lacking: np.ndarray, lacking_images: np.ndarray) -> int:
-    """Returns the part, 0 or 1, that lacks more images of a label; at a tie, the one that lacks more images in all."""
-    if abs(lacking[0] - lacking[1]) > 1e-9:
-        return int(lacking[1] > lacking[0])
-    return int(lacking_images[1] > lacking_images[0])
+    """Returns the part that lacks most images of a label; at a tie, the one that lacks most images in all."""
+    tied = np.flatnonzero(lacking >= lacking.max() - 1e-9)
+    return int(tied[lacking_images[tied].argmax()])
 
 
-def sorted_groups(names: Sequence[str], same_as: np.ndarray, seed: int) -> list[list[int]]:
-    """Returns the indices of the images by group, in an order that is drawn from the names and the seed."""
+def sorted_groups(names: Sequence[str], group_of: np.ndarray, purpose: str, seed: int) -> list[list[int]]:
+    """Returns the indices of the images by group, in an order that is drawn from the names, the purpose and the seed.
+
+    `group_of` (n,) has the number of the group of each image.
+    """
     groups: dict[int, list[int]] = {}
     for i in sorted(range(len(names)), key=lambda i: names[i]):
-        groups.setdefault(int(same_as[i]), []).append(i)
-    return sorted(groups.values(), key=lambda group: derive_seed("split", seed, names[group[0]]))
+        groups.setdefault(int(group_of[i]), []).append(i)
+    return sorted(groups.values(), key=lambda group: derive_seed(purpose, seed, names[group[0]]))
 
 
 def hold_out_groups(listing: Listing, same_as: np.ndarray, fraction: float, seed: int) -> list[int]:
-    """Returns what `choose_held_out` does, for whole groups. Of every class at least one group remains."""
+    """Returns what `choose_held_out` does, for whole groups with one class per image, or numbers.
+
+    Of every class at least one group remains.
+    """
     groups, counts_GY, keys = count_groups(listing, same_as)
-    is_held = assign_groups(counts_GY, keys, (1 - fraction, fraction), seed) == 1
-    for label in range(counts_GY.shape[1]):
-        members = np.flatnonzero(counts_GY[:, label])
-        if is_held[members].all():
-            is_held[members[counts_GY[members, label].argmax()]] = False
+    is_held = keep_every_label(assign_groups(counts_GY, keys, (1 - fraction, fraction), seed) == 1, counts_GY)
     held: list[int] = np.flatnonzero(is_held[groups]).tolist()
     return held
 

@@ -17,18 +17,18 @@ from vitrail.module_classifier import TorchClassifier
 C = TypeVar("C", bound=TorchClassifier)
 
 
-def calibrate_classifier(classifier: C, uncalibrated: AnyOutcome) -> C:
-    """Returns the classifier with what is fitted on validation images: a temperature, and thresholds of labels.
+def calibrate_classifier(classifier: C, uncalibrated: AnyOutcome, fitted_on: str = "validation") -> C:
+    """Returns the classifier with what is fitted on held-out images: a temperature, and thresholds of labels.
 
     Numbers have neither.
     """
     if isinstance(uncalibrated, MultiLabelOutcome):
-        fitted = calibrate_labels(uncalibrated)
+        fitted = calibrate_labels(uncalibrated, fitted_on)
         origin = {**classifier.origin, "calibration": fitted.to_json()}
         return replace(classifier, temperature=fitted.temperature, thresholds=fitted.label_thresholds, origin=origin)
     if isinstance(uncalibrated, NumberOutcome):
         return classifier
-    calibration = calibrate(uncalibrated)
+    calibration = calibrate(uncalibrated, fitted_on)
     origin = {**classifier.origin, "calibration": calibration.to_json()}
     return replace(classifier, temperature=calibration.temperature, origin=origin)
 

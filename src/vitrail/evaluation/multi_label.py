@@ -20,7 +20,7 @@ from vitrail.intervals import (
     wilson_interval,
 )
 from vitrail.label_documents import LabelScores, MultiLabelAverages
-from vitrail.tasks import exceeds, sigmoid
+from vitrail.tasks import DEFAULT_THRESHOLD, sigmoid
 
 MAX_VALUES = 3e8  # images x classes x resamples: more would take minutes, so large sets are resampled less often
 MIN_RESAMPLES = 200
@@ -29,9 +29,13 @@ CHUNK_VALUES = 4_000_000  # images x resamples that are in memory at once
 
 @dataclass(frozen=True)
 class MultiLabelOutcome(ImageLogits):
-    """The true labels and the logits of each image: labels (n, Y) of 0 and 1; with the classifier's thresholds."""
+    """The true labels and the logits of each image: labels (n, Y) of 0 and 1; with the classifier's thresholds.
+
+    Images that several classifiers answered, as in a cross-validation, have `image_thresholds` (n, Y) instead.
+    """
 
     thresholds: tuple[float, ...] = ()
+    image_thresholds: np.ndarray | None = None
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -41,7 +45,15 @@ class MultiLabelOutcome(ImageLogits):
     @cached_property
     def predicted(self) -> np.ndarray:
         """Whether the probability of a label reaches its threshold, (n, Y)."""
-        return exceeds(self.probabilities, self.thresholds)
+        predicted: np.ndarray = self.probabilities >= self.thresholds_of_images
+        return predicted
+
+    @property
+    def thresholds_of_images(self) -> np.ndarray:
+        """The threshold of each label in each image, (n, Y); 0.5 if none was chosen."""
+        if self.image_thresholds is not None:
+            return self.image_thresholds
+        return np.broadcast_to(np.array(self.thresholds or DEFAULT_THRESHOLD), self.labels.shape)
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -211,7 +223,7 @@ def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> di
     """Returns average precision, precision, recall and F1 of each class with intervals, its calibration and counts.
 
     A figure is None if it has no meaning: recall and average precision of a class without images, precision of one that
-    is never predicted.
+    is never predicted, and the threshold of images that have different ones.
     """
     labels, predicted = outcome.labels == 1, outcome.predicted
     precisions = average_precisions(outcome)
@@ -221,6 +233,7 @@ def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> di
             int(each.sum()) for each in (labels[:, k] & predicted[:, k], labels[:, k], predicted[:, k])
         )
         errors = n_true + n_predicted - 2 * hits
+        limits = np.unique(outcome.thresholds_of_images[:, k])
         calibration = measure_calibration_error(LabelAnswers(outcome.probabilities[:, k], labels[:, k]))
         scores[name] = {
             "ap": float(precisions[k]) if n_true else None,
@@ -234,7 +247,7 @@ def per_class_scores(outcome: MultiLabelOutcome, resampled_ap: np.ndarray) -> di
             "ece": calibration.ece,
             "ece_corrected": calibration.corrected,
             "ece_interval": list(calibration.interval),
-            "threshold": outcome.thresholds[k] if outcome.thresholds else 0.5,
+            "threshold": float(limits[0]) if len(limits) == 1 else None,
             "images": n_true,
             "predicted": n_predicted,
         }

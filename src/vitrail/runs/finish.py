@@ -23,6 +23,7 @@ from vitrail.loading import load_torch
 from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.hooks import RunHooks
+from vitrail.runs.out_of_fold import OUT_OF_FOLD
 from vitrail.runs.pictures import draw_pictures
 from vitrail.runs.probes import compare_with_probes
 from vitrail.runs.result import ModuleRun, Run, make_run
@@ -77,7 +78,7 @@ def finish_run(trained: TrainedRun, *, report: bool, hooks: RunHooks) -> Run:
 
     The callbacks get the scores as soon as they are saved. Raises `ReportInterrupted` for a signal after that.
     """
-    run, evaluation = score_run(trained)
+    run, evaluation = score_run(trained, hooks.find_out_of_fold())
     with keep_run(run, trained):
         run = compare_with_teacher(run, trained)
         hooks.finish_scores(run)
@@ -147,8 +148,11 @@ def keep_run(run: Run, trained: TrainedRun) -> Iterator[None]:
         raise ReportInterrupted(run, run_report_command(trained.folder, trained.recipe)) from None
 
 
-def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
-    """Calibrates and scores the saved classifier and saves both; the evaluation is None if no images are held out."""
+def score_run(trained: TrainedRun, out_of_fold: AnyOutcome | None = None) -> tuple[Run, AnyEvaluation | None]:
+    """Calibrates and scores the saved classifier and saves both; the evaluation is None if no images are held out.
+
+    Without validation images it is calibrated on the outcome `out_of_fold`, if there is one.
+    """
     splits, images = trained.splits, trained.scored_images
     classifier = load_torch(trained.folder.path, device=trained.device)
     uncalibrated = None
@@ -157,6 +161,8 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
         classifier = calibrate_classifier(classifier, uncalibrated)
         classifier, fitted = fit_unlike(classifier, splits.validation, trained)
         uncalibrated = replace(uncalibrated, distances=fitted.distances)
+    elif out_of_fold is not None:
+        classifier = calibrate_classifier(classifier, out_of_fold, OUT_OF_FOLD)
     result: RunResult = {"seconds": round(trained.seconds, 3)}
     if trained.best_epoch is not None:
         result["best_epoch"] = trained.best_epoch
@@ -171,6 +177,7 @@ def score_run(trained: TrainedRun) -> tuple[Run, AnyEvaluation | None]:
         known = calibrated_outcome(uncalibrated, classifier) if uncalibrated and is_optimistic(trained) else None
         evaluation = evaluate_held_out(classifier, images, trained, known)
         result = cast(RunResult, {**result, **summarize(classifier, evaluation, trained)})
+    if images is not None or out_of_fold is not None:
         classifier.save(trained.folder.artifact)
     write_json(trained.folder.result_file, result)
     return make_run(trained.folder.path, classifier, result), evaluation

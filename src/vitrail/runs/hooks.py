@@ -13,7 +13,9 @@ from vitrail.callbacks.loggers import Logger, make_loggers
 from vitrail.console import log
 from vitrail.documents import HookScores
 from vitrail.errors import UsageError, VitrailError, first_line
+from vitrail.evaluation.outcomes import AnyOutcome
 from vitrail.module_classifier import TorchClassifier
+from vitrail.runs.out_of_fold import find_out_of_fold
 from vitrail.runs.result import ResultPrinter, Run
 from vitrail.runs.start import Start
 from vitrail.training.distributed import SINGLE_PROCESS, World
@@ -36,6 +38,10 @@ class RunHooks:
     def has(self, hook: str) -> bool:
         """Whether any callback has the hook; the same in all processes."""
         return self.calls.has(hook)
+
+    def find_out_of_fold(self) -> AnyOutcome | None:
+        """Returns the outcome by which a run without validation images is calibrated, if a callback has one."""
+        return find_out_of_fold(self.calls.named.values())
 
     def show_result(self, run: Run) -> None:
         """Prints the scores of a run."""
