@@ -29,7 +29,14 @@ from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
 N, FOLDS = 60, 2
 COLORS = {"blue": 2, "green": 1, "red": 0}
 TINY: dict[str, Any] = dict(epochs=2, width=16, depth=1, heads=2, mlp_width=32, patch=4, batch_size=8, lr=3e-3)
-QUICK: dict[str, Any] = {**TINY, "report": False, "pictures": False, "check": False, "device": "cpu", "validation_fraction": 0.3}
+QUICK: dict[str, Any] = {
+    **TINY,
+    "report": False,
+    "pictures": False,
+    "check": False,
+    "device": "cpu",
+    "validation_fraction": 0.3,
+}
 TABLES = {MULTI_LABEL: "labels.csv", REGRESSION: "numbers.csv", GRADES: "grades.csv"}
 KINDS = tuple(TABLES)
 
