@@ -19,6 +19,7 @@ from vitrail.explanation.faithfulness import count_steps, evaluate_faithfulness
 from vitrail.explanation.figures import save_faithfulness
 from vitrail.explanation.inputs import embed_images
 from vitrail.explanation.measures import (
+    CURVES,
     MEASURES,
     area_under_curve,
     perturbation_curve,
@@ -257,6 +258,24 @@ def test_a_curve_is_the_probability_without_the_first_patches(trained_classifier
                 gray = trained_classifier.vit(pixels).softmax(1)[0, 2]
             assert actual[image, point] == pytest.approx(float(expected), abs=1e-5)
             assert painted[image, point] == pytest.approx(float(gray), abs=1e-5)
+
+
+def test_the_intact_images_pass_through_the_model_once_for_all_measures(trained_classifier, one_object):
+    """Three curves of five steps, of which each begins with the intact images, and the eight groups of SaCo."""
+    inputs = embed_images(trained_classifier, one_object.pixels[:3], [(2, None)] * 3)
+    order = np.stack([np.random.default_rng(i).permutation(36) for i in range(3)])
+    passes = []
+    hook = trained_classifier.vit.head.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        curves = [compute(inputs, order, 5) for compute in CURVES.values()]
+        saco(inputs, np.random.default_rng(0).random((3, 36)), order)
+    finally:
+        hook.remove()
+    assert len(passes) == 1 + 3 * 5 + 8
+    every_patch = torch.arange(36).expand(3, -1)
+    with torch.no_grad():
+        intact = inputs.probability(inputs.logits_of_patches(every_patch)).double().numpy()
+    assert all((curve[:, 0] == intact).all() for curve in curves)
 
 
 def test_a_curve_has_at_most_one_point_per_patch():

@@ -103,7 +103,9 @@ def perturbation_curve(inputs: TokenInputs, order_BP: np.ndarray, steps: int, us
     for remaining in remaining_counts(inputs.patch_count, steps):
         removed = inputs.patch_count - remaining
         removed_BP, keep_BP = order[:, :removed], order[:, removed:]
-        if use_baseline:
+        if not removed:
+            logits_BY = inputs.intact_logits  # the first point of every curve, computed once
+        elif use_baseline:
             logits_BY = inputs.logits(replace_by_baseline(inputs, removed_BP))
         else:
             logits_BY = inputs.logits_of_patches(keep_BP.sort(dim=1).values)
