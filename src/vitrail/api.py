@@ -27,7 +27,7 @@ from vitrail.image_predictions import ImagePrediction, Predictions
 from vitrail.loading import load, load_any
 
 Model = str | Path | BaseClassifier | nn.Module
-ProgramFormatName = Literal["onnx", "torch", "triton"]
+ProgramFormatName = Literal["onnx", "openvino", "torch", "triton"]
 LibraryName = Literal["timm", "hf", "torchvision"]
 
 
@@ -86,14 +86,15 @@ def export(
 ) -> ExportResult | ExportedLibrary:
     """Writes a classifier for another runtime or library, after a comparison of its outputs; returns what was written.
 
-    `onnx`, `torch` and `triton` are programs: `attention`, `map` and `unlike` add outputs, `int8` makes their weights 8
-    bits, and they are compared on the images of `verify_data` (default: parts of photographs). `timm`, `hf` and
+    `onnx`, `openvino`, `torch` and `triton` are programs: `attention`, `map` and `unlike` add outputs, `int8` makes
+    their weights 8 bits, and they are compared on the images of `verify_data` (default: parts of photographs), from
+    whose source OpenVINO's int8 is calibrated, too. `timm`, `hf` and
     `torchvision` are folders that the library loads. Raises `UsageError` if `out` exists, `VitrailError` if the outputs
     differ.
     """
     extras = ProgramOptions(attention=attention, map=map, int8=int8, unlike=unlike)
     if format in PROGRAM_FORMATS:
-        check_request(format, out)
+        check_request(format, out, int8=int8)
         classifier = open_torch_model(model)
         return export_program(classifier, format, out, extras, load_probes(classifier, verify_data, skip_unreadable))
     if format not in LIBRARIES:

@@ -32,6 +32,7 @@ class Int8Document(TypedDict):
     bytes: int
     float_milliseconds: float
     milliseconds: float
+    calibrated_on: NotRequired[str]  # images that chose fixed scales of the activations; absent if they have none
 
 
 class ExportDocument(VerificationDocument):

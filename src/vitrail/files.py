@@ -133,6 +133,37 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
         ) from None
 
 
+def write_pair_atomically(path: Path, suffix: str, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary `path` and the file with another suffix beside it; moves both to their places.
+
+    `path` comes last, so that it exists only with the other. Raises `UsageError` if one exists, `VitrailError` if the
+    disk refuses.
+    """
+    first = path.with_suffix(suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = create_beside(path.parent / path.stem, Path.mkdir)
+        try:
+            write(folder / path.name)
+            for each in (first, path):
+                fsync(folder / each.name)
+                if os.path.lexists(each):
+                    raise UsageError(f"{each} already exists", "choose another path, or move it away")
+            os.rename(folder / first.name, first)
+            try:
+                os.rename(folder / path.name, path)
+            except OSError:
+                first.unlink()
+                raise
+            fsync(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise VitrailError(
+            f"{path} cannot be written: {describe_write_error(error)}", "free some space, or choose another path"
+        ) from None
+
+
 def check_new_folder(path: Path) -> None:
     """Raises `UsageError` if something other than an empty folder exists at the path."""
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):

@@ -1,9 +1,10 @@
-"""Loads a classifier from a run folder, an artifact, public weights or an ONNX file."""
+"""Loads a classifier from a run folder, an artifact, public weights, an ONNX file or an OpenVINO model."""
 
 import copy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ from vitrail.weights.modules import (
 from vitrail.weights.public import load_public_model
 from vitrail.weights.unlike import split_unlike
 
+if TYPE_CHECKING:
+    from vitrail.exporting.program_classifier import ProgramClassifier
+
+PROGRAM_KINDS = {".onnx": "an ONNX file", ".xml": "an OpenVINO model"}  # that a runtime runs, by suffix
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -49,9 +54,10 @@ def load(model: str | Path | nn.Module, device: str | torch.device = "cpu", *, t
         return classifier
     check_model_kind(model)
     path = Path(model)
-    if path.suffix.lower() == ".onnx" and path.is_file():
+    if is_program(path) and path.is_file():
         raise UsageError(
-            f"{path} is an ONNX file, whose weights cannot be read", "vitrail predict, evaluate and serve run it"
+            f"{path} is {PROGRAM_KINDS[path.suffix.lower()]}, whose weights cannot be read",
+            "vitrail predict, evaluate and serve run it",
         )
     artifact = find_artifact(model)
     classifier = load_artifact(artifact) if artifact else load_public_weights(model, torch_files=torch_files)
@@ -92,30 +98,42 @@ def load_any(
     torch_files: bool = False,
     threads: int | None = None,
 ) -> BaseClassifier:
-    """Returns a classifier as `load` does, one that ONNX Runtime runs if `model` is an ONNX file, or a module's.
+    """Returns a classifier as `load` does, one of ONNX Runtime or OpenVINO for a file of theirs, or a module's.
 
     A run or artifact of a model that is not a ViT gives a `ModuleClassifier`.
     """
-    if not isinstance(model, str | Path) or not is_onnx(model):
+    if not isinstance(model, str | Path) or not is_program(model):
         return load_torch(model, device, torch_files=torch_files)
-    from vitrail.exporting.onnx_classifier import OnnxClassifier  # needs ONNX Runtime
-
-    return OnnxClassifier.load(model, threads=threads, device=str(device))
+    return load_program(model, str(device), threads)
 
 
 def load_torch(
     model: str | Path | nn.Module, device: str | torch.device = "cpu", *, torch_files: bool = False
 ) -> TorchClassifier:
     """Returns a classifier as `load` does, or that of a model that is not a ViT."""
-    artifact = find_artifact(model) if isinstance(model, str | Path) and not is_onnx(model) else None
+    artifact = find_artifact(model) if isinstance(model, str | Path) and not is_program(model) else None
     if artifact and (classifier := load_module_artifact(artifact)):
         return classifier.to(device)
     return load(model, device, torch_files=torch_files)
 
 
-def is_onnx(model: str | Path) -> bool:
-    """Returns whether a model is named by a file that ends in .onnx; the file may be missing."""
-    return Path(model).suffix.lower() == ".onnx" and not Path(model).is_dir()
+def is_program(model: str | Path) -> bool:
+    """Returns whether a model is named by an ONNX file, or the .xml file of an OpenVINO model; it may be missing."""
+    return Path(model).suffix.lower() in PROGRAM_KINDS and not Path(model).is_dir()
+
+
+def load_program(path: str | Path, device: str = "cpu", threads: int | None = None) -> "ProgramClassifier":
+    """Returns the classifier of an ONNX file, which ONNX Runtime runs, or of an OpenVINO model.
+
+    Raises `UsageError` if the runtime or the file is missing, `VitrailError` for a damaged or foreign file.
+    """
+    if Path(path).suffix.lower() == ".xml":
+        from vitrail.exporting.openvino_classifier import OpenvinoClassifier
+
+        return OpenvinoClassifier.load(path, threads=threads, device=device)
+    from vitrail.exporting.onnx_classifier import OnnxClassifier
+
+    return OnnxClassifier.load(path, threads=threads, device=device)
 
 
 def refuse_adapter(folder: Path) -> None:

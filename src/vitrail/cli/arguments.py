@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from vitrail.errors import UsageError
@@ -24,6 +25,8 @@ DATA = """DATA is one of:
   hf:NAME               a data set of Hugging Face datasets"""
 DATA_HELP = "labeled images: a folder, a table, a built-in name, tar shards or hf:NAME (see above)"
 MODEL_HELP = "a run folder, an artifact, cifar10-small, a card, CARD@FILE, a file, a folder or a hub id[@revision]"
+
+PROGRAM_HELP = "an .onnx file, or the .xml file of an OpenVINO model"
 
 Parse = Callable[[str], Any]
 
@@ -74,9 +77,9 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser, *, onnx: bool = False, default: str | None = None) -> None:
-    """Adds MODEL; with `onnx` the verb also runs an ONNX file, with a `default` MODEL may be left out."""
-    text = f"{MODEL_HELP}{', or an .onnx file' if onnx else ''}{f' (default: {default})' if default else ''}"
+def add_model(parser: argparse.ArgumentParser, *, programs: bool = False, default: str | None = None) -> None:
+    """Adds MODEL; with `programs` the verb also runs exported files, with a `default` MODEL may be left out."""
+    text = f"{MODEL_HELP}{f', or {PROGRAM_HELP}' if programs else ''}{f' (default: {default})' if default else ''}"
     parser.add_argument("model", metavar="MODEL", nargs="?" if default else None, default=default, help=text)
     add_torch_files(parser)
 
@@ -146,11 +149,11 @@ def load_classifier(arguments: argparse.Namespace) -> Classifier:
 
 
 def load_any_classifier(arguments: argparse.Namespace) -> BaseClassifier:
-    """Loads MODEL, which may also be an ONNX file, for verbs that only need logits."""
-    from vitrail.loading import is_onnx, load_any
+    """Loads MODEL, which may also be an exported file, for verbs that only need logits."""
+    from vitrail.loading import is_program, load_any
 
     threads = getattr(arguments, "threads", None)  # not an option of every verb
-    if is_onnx(arguments.model):
+    if is_program(arguments.model):
         return load_any(arguments.model, arguments.device or "cpu", threads=threads)
     if threads:
         import torch
@@ -180,15 +183,16 @@ def load_in_precision(arguments: argparse.Namespace) -> BaseClassifier:
 
 
 def require_classifier(classifier: BaseClassifier, model: str, options: str) -> Classifier:
-    """Returns the classifier if it is a ViT; raises `UsageError` for an ONNX file and a model that is not a ViT."""
+    """Returns the classifier if it is a ViT; raises `UsageError` for an exported file and a model that is not a ViT."""
     from vitrail.classifier import Classifier
+    from vitrail.loading import PROGRAM_KINDS
     from vitrail.module_classifier import ModuleClassifier, refuse_module
 
     if isinstance(classifier, ModuleClassifier):
         raise refuse_module(f"{model}, which {options} needs to be one,")
     if not isinstance(classifier, Classifier):
         raise UsageError(
-            f"{model} is an ONNX file, whose weights cannot be read or changed",
+            f"{model} is {PROGRAM_KINDS[Path(model).suffix.lower()]}, whose weights cannot be read or changed",
             f"give {options} the classifier that the file was exported from",
         )
     return classifier

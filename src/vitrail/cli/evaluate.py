@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: Parser) -> None:
-    add_model(parser, onnx=True)
+    add_model(parser, programs=True)
     add_data(parser)
     parser.add_argument(
         "--report", action="store_true", help="write report.html and report.json (default: off; into reports/NAME)"

@@ -1,7 +1,8 @@
 """Export a classifier to another runtime, to another library, or as a web page.
 
-  onnx, torch, triton       a program: decoded pixels -> logits; the file contains normalization, temperature, classes
-                            and preprocessing; `vitrail predict` and `evaluate` also take the ONNX file. triton: OUT is
+  onnx, openvino, torch,    a program: decoded pixels -> logits; the file contains normalization, temperature, classes
+  triton                    and preprocessing; `vitrail predict`, `evaluate` and `serve` also take the ONNX file and
+                            the .xml file of OpenVINO, whose weights are beside it in a .bin file. triton: OUT is
                             REPOSITORY/MODEL, for tritonserver --model-repository REPOSITORY
   timm, hf, torchvision     a folder that the library loads (hf: transformers)
   web                       one HTML file with the model in it, which predicts and explains in any browser, offline
@@ -32,27 +33,29 @@ def add_arguments(parser: Parser) -> None:
     parser.complete_help = lambda: list_formats(format_option)
     parser.add_argument(
         "--out", required=True, metavar="PATH",
-        help="the output, which must not exist: a .onnx, .pt2 or .html file, else a folder (required)",
+        help="the output, which must not exist: a .onnx, .xml, .pt2 or .html file, else a folder (required)",
     )  # fmt: skip
     parser.add_argument(
-        "--int8", action="store_true", help="onnx, triton: 8-bit weights, with their accuracy (default: off)"
-    )
+        "--int8", action="store_true",
+        help="onnx, openvino, triton: 8-bit weights, with their accuracy (default: off)",
+    )  # fmt: skip
     parser.add_argument(
         "--attention",
         action="store_true",
-        help="onnx, torch, triton: output the attention of every layer (default: off)",
+        help="onnx, openvino, torch, triton: output the attention of every layer (default: off)",
     )
     parser.add_argument(
         "--map", action="store_true",
-        help="onnx, torch, triton: add the input `target` and output the relevance map for it (default: off)",
+        help="onnx, openvino, torch, triton: add the input `target` and output the relevance map for it (default: off)",
     )  # fmt: skip
     parser.add_argument(
         "--unlike", action="store_true",
-        help="onnx, torch, triton: output how unlike the validation images an image is (default: off)",
+        help="onnx, openvino, torch, triton: output how unlike the validation images an image is (default: off)",
     )  # fmt: skip
     parser.add_argument(
         "--verify-data", metavar="DATA",
-        help="onnx, torch, triton: labeled images to compare on (default: parts of photographs)",
+        help="onnx, openvino, torch, triton: labeled images to compare on; openvino calibrates int8 on its "
+        "training images (default: parts of photographs)",
     )  # fmt: skip
     add_skip_unreadable(parser)
     parser.add_argument(
@@ -117,7 +120,7 @@ def write_program(arguments: argparse.Namespace) -> Answer:
     if arguments.skip_unreadable and not arguments.verify_data:
         raise UsageError("--skip-unreadable is for the images of --verify-data", "add --verify-data DATA")
     extras = ProgramOptions(**{each.name: getattr(arguments, each.name) for each in fields(ProgramOptions)})
-    check_request(arguments.format, arguments.out)
+    check_request(arguments.format, arguments.out, int8=arguments.int8)
     classifier = load_classifier(arguments)
     check = load_probes(classifier, arguments.verify_data, arguments.skip_unreadable)
     log(f"tracing the model, then comparing it on {check.description}")

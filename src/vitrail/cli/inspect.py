@@ -38,12 +38,11 @@ def add_arguments(parser: Parser) -> None:
 
 def collect_facts(path: Path, torch_files: bool) -> dict[str, Any]:
     from vitrail.exporting.onnx_file import inspect_onnx
+    from vitrail.exporting.openvino_file import inspect_openvino
     from vitrail.weights.inspection import inspect_file
 
-    if path.suffix.lower() != ".onnx":
-        return inspect_file(path, torch_files=torch_files)
-
-    return inspect_onnx(path)
+    inspect = {".onnx": inspect_onnx, ".xml": inspect_openvino}.get(path.suffix.lower())
+    return inspect(path) if inspect else inspect_file(path, torch_files=torch_files)
 
 
 def run(arguments: argparse.Namespace) -> Answer:

@@ -46,7 +46,7 @@ FOLDER_OPTIONS = {  # name in the namespace -> option; only with --out
 
 
 def add_arguments(parser: Parser) -> None:
-    add_model(parser, onnx=True)
+    add_model(parser, programs=True)
     parser.add_argument("images", metavar="SOURCE", nargs="+", help="image files, folders, tar shards, tables of paths")
     parser.add_argument(
         "--top", type=count(), metavar="COUNT", help="most probable classes per image (default: 5; with --out, 1)"

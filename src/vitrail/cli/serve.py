@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from vitrail.cli.answer import Answer
-from vitrail.cli.arguments import MODEL_HELP, add_device, add_torch_files
+from vitrail.cli.arguments import MODEL_HELP, PROGRAM_HELP, add_device, add_torch_files
 from vitrail.cli.field_options import add_field_options
 from vitrail.cli.parser import Parser
 from vitrail.errors import UsageError
@@ -30,7 +30,7 @@ WORKER_OPTIONS = ("backend", "processes", "threads", "max_batch_size", "max_dela
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help=f"{MODEL_HELP}, or an .onnx file; several are served side by side"
+        "models", metavar="MODEL", nargs="+", help=f"{MODEL_HELP}, or {PROGRAM_HELP}; several are served side by side"
     )
     add_torch_files(parser)
     parser.add_argument(

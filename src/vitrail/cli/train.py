@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from vitrail.callbacks.names import LoggerName
 from vitrail.cli.answer import Answer, ignore_closed_stdout, print_answer
-from vitrail.cli.arguments import MODEL_HELP, add_data, add_engine, count
+from vitrail.cli.arguments import MODEL_HELP, PROGRAM_HELP, add_data, add_engine, count
 from vitrail.cli.launch import answer_in_group, is_launched, launch
 from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
@@ -67,7 +67,7 @@ def add_arguments(parser: Parser) -> None:
     teacher = parser.add_argument_group("teacher")
     teacher.add_argument(
         "--teacher", metavar="MODEL",
-        help=f"a trained model whose answers the student learns: {MODEL_HELP}, or an .onnx file (default: none)",
+        help=f"a trained model whose answers the student learns: {MODEL_HELP}, or {PROGRAM_HELP} (default: none)",
     )  # fmt: skip
     teacher.add_argument(
         "--unlabeled", "--unlabelled", metavar="FOLDER",

@@ -12,6 +12,7 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError, did_you_mean
 from vitrail.exporting.onnx_format import OnnxFormat
+from vitrail.exporting.openvino_format import OpenvinoFormat
 from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import LOGITS, ProgramOptions
 from vitrail.exporting.program_format import ProgramFormat
@@ -19,9 +20,14 @@ from vitrail.exporting.result import ExportResult
 from vitrail.exporting.torch_format import TorchFormat
 from vitrail.exporting.triton_format import TritonFormat
 from vitrail.exporting.verify import verify_program
-from vitrail.files import write_atomically, write_folder_atomically
+from vitrail.files import write_atomically, write_folder_atomically, write_pair_atomically
 
-PROGRAM_FORMATS: dict[str, type[ProgramFormat]] = {"onnx": OnnxFormat, "torch": TorchFormat, "triton": TritonFormat}
+PROGRAM_FORMATS: dict[str, type[ProgramFormat]] = {
+    "onnx": OnnxFormat,
+    "openvino": OpenvinoFormat,
+    "torch": TorchFormat,
+    "triton": TritonFormat,
+}
 
 
 def export_program(
@@ -37,10 +43,10 @@ def export_program(
     Raises `UsageError` if `out` exists, a package is missing, or the options do not suit; `VitrailError` with the
     numbers if the program does not agree.
     """
-    check_request(format, out)
+    check_request(format, out, int8=options.int8)
     program_format, path = PROGRAM_FORMATS[format], Path(out)
     options.check(classifier)
-    program = program_format(classifier, options)
+    program = program_format(classifier, options, probes)
     verification = verify_program(classifier, program.run, probes, options, on_batch)
     int8 = program.measure_int8(probes.first_pixels(classifier)) if options.int8 else None
     exported = {**vars(options), **verification.to_json(), **(int8 or {})}
@@ -49,7 +55,9 @@ def export_program(
         program.write(temporary, path.name, exported)
         check_read_back(program, temporary, probes)
 
-    if program_format.suffix:
+    if program_format.weights_suffix:
+        write_pair_atomically(path, program_format.weights_suffix, write)
+    elif program_format.suffix:
         write_atomically(path, write)
     else:
         with write_folder_atomically(path) as temporary:
@@ -58,12 +66,12 @@ def export_program(
     return ExportResult(path, format, options.outputs, verification, size, int8)
 
 
-def check_request(format: str, out: str | Path) -> None:
+def check_request(format: str, out: str | Path, *, int8: bool = False) -> None:
     """Raises `UsageError` for an unknown format, for a path that it cannot be written to, and for a missing package."""
     if format not in PROGRAM_FORMATS:
         raise UsageError(f"there is no format {format!r}", did_you_mean(format, PROGRAM_FORMATS))
     PROGRAM_FORMATS[format].check_path(Path(out))
-    PROGRAM_FORMATS[format].check_packages()
+    PROGRAM_FORMATS[format].check_packages(int8=int8)
 
 
 @torch.inference_mode()

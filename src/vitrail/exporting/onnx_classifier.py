@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitrail.classifier import BaseClassifier, check_finite
-from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError, first_line
 from vitrail.exporting.onnx_file import import_onnx, parse_onnx, read_onnx_bytes
-from vitrail.exporting.program import DISTANCE, LOGITS, PIXELS, TARGET
+from vitrail.exporting.program import DISTANCE, PIXELS
+from vitrail.exporting.program_classifier import ProgramClassifier
 from vitrail.machine import parse_device
-from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.weights.artifact import Artifact
-from vitrail.weights.unlike import UnlikeFacts
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
 
 
 @dataclass
-class OnnxClassifier(BaseClassifier):
+class OnnxClassifier(ProgramClassifier):
     """A classifier whose logits ONNX Runtime computes."""
-
-    session: Any = field(repr=False)
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    temperature: float = 1.0
-    origin: dict[str, Any] = field(default_factory=dict)
-    exported: dict[str, Any] = field(default_factory=dict)  # how the file was made and verified
-    task: TaskName = SINGLE_LABEL
-    thresholds: tuple[float, ...] = ()
-    facts: UnlikeFacts | None = None  # of the output `unlike`, if the graph has it
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, device: str = "cpu") -> OnnxClassifier:
@@ -47,54 +34,17 @@ class OnnxClassifier(BaseClassifier):
         artifact, exported = parse_onnx(data, Path(path))
         session = create_session(data, Path(path), threads, device)
         check_signature(session, artifact, Path(path))
-        return cls(
-            session,
-            artifact.classes,
-            artifact.preprocess,
-            artifact.temperature,
-            artifact.origin,
-            exported,
-            artifact.task,
-            artifact.thresholds,
-            artifact.unlike,
-        )
-
-    @property
-    def unlike_facts(self) -> UnlikeFacts | None:
-        return self.facts
+        return cls.from_artifact(session, artifact, exported)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the graph's outputs; the logits come first."""
         return tuple(output.name for output in self.session.get_outputs())
 
-    def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels of the model's size -> logits (B, Y) in float32, divided by the temperature.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self.session.get_inputs())
 
-        Raises `NonFiniteOutput` if one is NaN or infinite.
-        """
-        return check_finite(self.run(pixels_BCHW, LOGITS))
-
-    def logits_and_distances(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns what `BaseClassifier.logits_and_distances` describes, from one run of the graph."""
-        if self.facts is None:
-            return self.logits(pixels_BCHW), None
-        logits_BY, distances_B1 = self.run_outputs(pixels_BCHW, [LOGITS, DISTANCE])
-        return check_finite(logits_BY), check_finite(distances_B1)[:, 0]
-
-    def run(self, pixels_BCHW: Tensor, output: str, target_BY: Tensor | None = None) -> Tensor:
-        """Returns one output of the graph, as `run_outputs` does."""
-        return self.run_outputs(pixels_BCHW, [output], target_BY)[0]
-
-    def run_outputs(self, pixels_BCHW: Tensor, outputs: Sequence[str], target_BY: Tensor | None = None) -> list[Tensor]:
-        """Returns some outputs of the graph.
-
-        A map explains the score of `target_BY` (B, Y): 1 for a class, -1 for the class that it is compared with.
-        """
-        feed = {PIXELS: pixels_BCHW.cpu().contiguous().numpy()}
-        if TARGET in {port.name for port in self.session.get_inputs()}:
-            no_target_BY = torch.zeros(len(pixels_BCHW), len(self.classes))
-            feed[TARGET] = (no_target_BY if target_BY is None else target_BY.cpu().float()).numpy()
+    def run_session(self, feed: dict[str, Any], outputs: Sequence[str]) -> list[Tensor]:
         try:
             return [torch.from_numpy(each) for each in self.session.run(list(outputs), feed)]
         except Exception as error:  # ONNX Runtime's exceptions share no public base class

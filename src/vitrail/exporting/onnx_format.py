@@ -19,18 +19,18 @@ from vitrail.exporting.model_card import write_model_card
 from vitrail.exporting.onnx_classifier import OnnxClassifier, create_session
 from vitrail.exporting.onnx_file import MAX_BYTES, import_onnx, weights_digest
 from vitrail.exporting.preparation import prepare_document
+from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ProgramOptions, RunProgram
+from vitrail.exporting.program_document import fill_load_code, program_document
 from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
 from vitrail.installation import install_hint
 from vitrail.version import __version__
-from vitrail.weights.artifact import Artifact
-from vitrail.weights.origin import without_paths
 
 OPSET = 20  # the first with all operators of a ViT, such as LayerNormalization and Gelu
 LOAD_CODE = (
     'import onnxruntime; session = onnxruntime.InferenceSession("{file}"); '
-    '(logits,) = session.run(["logits"], {{"pixels": pixels}})  # pixels: {dtype} (B, {channels}, {height}, {width})'
+    '(logits,) = session.run(["logits"], {inputs})  # pixels: {dtype} (B, {channels}, {height}, {width})'
 )
 TIMING_ROUNDS = 7
 TIMING_IMAGES = 8
@@ -41,8 +41,8 @@ class OnnxFormat(ProgramFormat):
 
     suffix = ".onnx"
 
-    def __init__(self, classifier: Classifier, options: ProgramOptions):
-        super().__init__(classifier, options)
+    def __init__(self, classifier: Classifier, options: ProgramOptions, probes: Probes):
+        super().__init__(classifier, options, probes)
         self.float_model = build_onnx_model(classifier, options)
         self.model = quantize(self.float_model) if options.int8 else self.float_model
         self.runner = classifier_in_memory(self.model, classifier)
@@ -65,7 +65,7 @@ class OnnxFormat(ProgramFormat):
         path.write_bytes(self.model.SerializeToString())
 
     @classmethod
-    def check_packages(cls) -> None:
+    def check_packages(cls, *, int8: bool) -> None:
         import_exporter()
 
     def read_back(self, path: Path) -> RunProgram:
@@ -119,28 +119,12 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any], *
 
     With `unlike` it says how to read that output.
     """
-    preprocess = classifier.preprocess
-    artifact = Artifact(
-        classifier.vit.config,
-        classifier.classes,
-        preprocess,
-        classifier.temperature,
-        without_paths(classifier.origin),
-        classifier.task,
-        classifier.thresholds,
-        classifier.unlike_facts if unlike else None,
-    )
-    applied = {"temperature_is_applied": True}  # it is in the graph: dividing the logits again is wrong
-    document = {**artifact.to_json(), **applied, "exported": exported, "sha256": weights_digest(model)}
+    document = {**program_document(classifier, unlike), "exported": exported, "sha256": weights_digest(model)}
     entries = {"vitrail": document, "preparation": prepare_document(classifier), "class_names": classifier.classes}
     del model.metadata_props[:]
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
-    height, width = preprocess.image_size
-    dtype = str(preprocess.dtype).removeprefix("torch.")
-    load_code = LOAD_CODE.format(
-        file="model.onnx", dtype=dtype, channels=preprocess.channels, height=height, width=width
-    )
+    load_code = fill_load_code(LOAD_CODE, "model.onnx", classifier, exported)
     model.doc_string = write_model_card(classifier, "onnx", load_code, exported, is_program=True)
     model.producer_name, model.producer_version = "vitrail", __version__
 
@@ -148,14 +132,7 @@ def add_metadata(model: Any, classifier: Classifier, exported: dict[str, Any], *
 def classifier_in_memory(model: Any, classifier: Classifier) -> OnnxClassifier:
     """Runs an ONNX model that has not been written to a file."""
     session = create_session(model.SerializeToString(), Path("the model"), None, "cpu")
-    return OnnxClassifier(
-        session,
-        classifier.classes,
-        classifier.preprocess,
-        classifier.temperature,
-        task=classifier.task,
-        thresholds=classifier.thresholds,
-    )
+    return OnnxClassifier.in_memory(session, classifier)
 
 
 def time_in_turns(functions: list[Callable[[Tensor], Tensor]], pixels_BCHW: Tensor) -> list[float]:

@@ -15,6 +15,7 @@ from vitrail.data.open import open_source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import SCORING_ORDER, open_images_to_score
+from vitrail.data.source import Listing
 from vitrail.exporting.sample_photos import decode_sample_photos, draw_noise
 from vitrail.weights.origin import read_origin
 
@@ -30,6 +31,7 @@ class Probes:
     images: Images
     description: str
     is_labeled: bool
+    data: Data | None = None  # where they come from; None: from vitrail
 
     def batches(self, classifier: BaseClassifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of pixels of the model's size, with their labels."""
@@ -67,7 +69,7 @@ def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> 
     if classifier.classes and (data is not None or is_trained_on_default):
         source = data or DEFAULT_DATA
         scored = open_images_to_score(source, classifier.classes, channels, trained_on, missing_ok, classifier.task)
-        return Probes(scored.images, scored.description, is_labeled=True)
+        return Probes(scored.images, scored.description, is_labeled=True, data=source)
     if data is None and classifier.preprocess.has_bands:
         return draw_bands(classifier.preprocess)
     if data is None and channels == 3:
@@ -75,10 +77,15 @@ def list_probes(classifier: Classifier, data: Data | None, missing_ok: bool) -> 
     listing = open_source(data or DEFAULT_DATA, channels, missing_ok, classifier.task if data else None)
     split = next(listing.splits[name] for name in SCORING_ORDER if len(listing.splits.get(name, ())))
     split = split if data else split.subset(range(min(DEFAULT_IMAGES, len(split))))
-    labels = np.zeros(len(split), dtype=np.int64)
-    files = split.pixels.locations() if isinstance(split.pixels, EncodedImages) else None
-    images = Images(split.pixels, split.names, labels, ("",), files)
-    return Probes(images, f"{len(images)} images of {listing.name}", is_labeled=False)
+    images = drop_labels(split)
+    return Probes(images, f"{len(images)} images of {listing.name}", is_labeled=False, data=data)
+
+
+def drop_labels(listing: Listing) -> Images:
+    """Returns the images as if all had the same label."""
+    labels = np.zeros(len(listing), dtype=np.int64)
+    files = listing.pixels.locations() if isinstance(listing.pixels, EncodedImages) else None
+    return Images(listing.pixels, listing.names, labels, ("",), files)
 
 
 def draw_bands(preprocess: Preprocess) -> Probes:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.export_documents import Int8Document
+from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import ProgramOptions, RunProgram
 
 
@@ -16,10 +17,13 @@ class ProgramFormat(ABC):
     """A classifier's program in one format: built in memory by the constructor, then run, written and read back."""
 
     suffix: ClassVar[str]  # of the file name; empty for a folder
+    weights_suffix: ClassVar[str] = ""  # of a second file, beside the first one, that holds the weights
 
-    def __init__(self, classifier: Classifier, options: ProgramOptions):
+    def __init__(self, classifier: Classifier, options: ProgramOptions, probes: Probes):
+        """`probes` are the images of the verification; a format that needs images to calibrate finds them there."""
         self.classifier = classifier
         self.options = options
+        self.probes = probes
 
     @classmethod
     def check_path(cls, path: Path) -> None:
@@ -28,9 +32,11 @@ class ProgramFormat(ABC):
             raise UsageError(f"{path} already exists", "choose another --out")
         if path.suffix.lower() != cls.suffix:
             raise UsageError(f"{path} has the wrong suffix", f"the name must end in {cls.suffix}")
+        if cls.weights_suffix and (weights := path.with_suffix(cls.weights_suffix)).exists():
+            raise UsageError(f"{weights} already exists, which would hold the weights", "choose another --out")
 
     @classmethod
-    def check_packages(cls) -> None:
+    def check_packages(cls, *, int8: bool) -> None:
         """Raises `UsageError` if a package that the format needs is not installed; torch alone needs none."""
         return
 
@@ -52,7 +58,7 @@ class ProgramFormat(ABC):
 
     def model_file(self, path: Path) -> Path:
         """Returns the file that holds the weights."""
-        return path
+        return path.with_suffix(self.weights_suffix) if self.weights_suffix else path
 
     def measure_int8(self, pixels_BCHW: Tensor) -> Int8Document | None:
         """Returns the size and the speed of an int8 program, and those of the same program in float32."""

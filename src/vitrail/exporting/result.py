@@ -42,12 +42,15 @@ class ExportResult:
             sentences.append(f"largest differences of the other outputs: {differences}")
         sentences += describe_accuracy(verification)
         if self.int8:
+            runtime = "OpenVINO" if self.format == "openvino" else "ONNX Runtime"
             smaller = self.int8["float_bytes"] / self.int8["bytes"]
             faster = self.int8["float_milliseconds"] / self.int8["milliseconds"]
             sentences.append(
-                f"int8 compared with float32 in ONNX Runtime on this machine: {smaller:.1f} times smaller, "
+                f"int8 compared with float32 in {runtime} on this machine: {smaller:.1f} times smaller, "
                 f"{faster:.2f} times as fast ({self.int8['milliseconds']:.2f} ms per image, in batches of 8)"
             )
+            if calibrated_on := self.int8.get("calibrated_on"):
+                sentences.append(f"scales of the activations chosen on {calibrated_on}")
             if verification.accuracy_drop is None:
                 sentences.append("the accuracy was not measured: give labeled images with --verify-data DATA")
         return sentences

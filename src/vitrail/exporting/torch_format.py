@@ -12,11 +12,11 @@ from vitrail.classifier import Classifier
 from vitrail.console import silence_output
 from vitrail.errors import UsageError
 from vitrail.exporting.preparation import prepare_document
+from vitrail.exporting.probes import Probes
 from vitrail.exporting.program import TARGET, ProgramOptions, RunProgram
+from vitrail.exporting.program_document import program_document
 from vitrail.exporting.program_format import ProgramFormat
 from vitrail.exporting.trace import trace_program
-from vitrail.weights.artifact import Artifact
-from vitrail.weights.origin import without_paths
 
 DOCUMENT_NAME = "vitrail.json"  # extra file of the .pt2: classes, preprocessing, temperature, origin, preparation
 
@@ -26,27 +26,15 @@ class TorchFormat(ProgramFormat):
 
     suffix = ".pt2"
 
-    def __init__(self, classifier: Classifier, options: ProgramOptions):
-        super().__init__(classifier, options)
+    def __init__(self, classifier: Classifier, options: ProgramOptions, probes: Probes):
+        super().__init__(classifier, options, probes)
         if options.int8:
-            raise UsageError("--int8 is for ONNX files", "use --format onnx or triton")
-        artifact = Artifact(
-            classifier.vit.config,
-            classifier.classes,
-            classifier.preprocess,
-            classifier.temperature,
-            without_paths(classifier.origin),
-            classifier.task,
-            classifier.thresholds,
-            classifier.unlike_facts if options.unlike else None,
-        )
-        document = json.dumps(
-            {**artifact.to_json(), "temperature_is_applied": True, "preparation": prepare_document(classifier)},
-            ensure_ascii=False,
-        )
+            raise UsageError("--int8 is for ONNX and OpenVINO", "use --format onnx, openvino or triton")
+        document = {**program_document(classifier, options.unlike), "preparation": prepare_document(classifier)}
+        text = json.dumps(document, ensure_ascii=False)
         self.file = BytesIO()
         with silence_output():
-            torch.export.save(trace_program(classifier, options), self.file, extra_files={DOCUMENT_NAME: document})
+            torch.export.save(trace_program(classifier, options), self.file, extra_files={DOCUMENT_NAME: text})
             self.file.seek(0)
             self.module: Any = torch.export.load(self.file).module()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError
-from vitrail.loading import is_onnx, load_torch
+from vitrail.loading import is_program, load_program, load_torch
 from vitrail.machine import parse_device, pick_device
 from vitrail.module_classifier import ModuleClassifier, refuse_module
 from vitrail.parts import hash_code, needed_parts
@@ -34,25 +34,23 @@ class ModelSpec:
     precision: str = "fp32"  # or bf16
 
     @property
-    def is_onnx(self) -> bool:
-        """Whether this is an ONNX file, which ONNX Runtime runs."""
-        return is_onnx(self.model)
+    def is_program(self) -> bool:
+        """Whether this is an ONNX file or an OpenVINO model, which a runtime runs."""
+        return is_program(self.model)
 
     @property
     def device_type(self) -> str:
         """cpu, cuda or mps; raises `UsageError` for a device that is not available."""
-        return (parse_device(self.device or "cpu") if self.is_onnx else pick_device(self.device)).type
+        return (parse_device(self.device or "cpu") if self.is_program else pick_device(self.device)).type
 
     @cached_property
     def _loaded(self) -> tuple[BaseClassifier, str]:
         classifier: BaseClassifier
-        if self.is_onnx:
-            from vitrail.exporting.onnx_classifier import OnnxClassifier
-
+        if self.is_program:
             if self.precision != "fp32":
-                raise UsageError("--precision is for PyTorch models, not for an .onnx file", "leave it out")
-            classifier = OnnxClassifier.load(self.model, threads=1, device=self.device or "cpu")
-            return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()
+                raise UsageError("--precision is for PyTorch models, not for an exported file", "leave it out")
+            classifier = load_program(self.model, self.device or "cpu", threads=1)
+            return classifier, hashlib.sha256(Path(self.model).read_bytes()).hexdigest()  # .xml has that of its .bin
         loaded = load_torch(self.model, device=pick_device(self.device), torch_files=self.torch_files)
         if isinstance(loaded, ModuleClassifier):
             if self.precision != "fp32":
@@ -68,11 +66,9 @@ class ModelSpec:
         return self._loaded[0]
 
     def load_with_threads(self) -> BaseClassifier:
-        """Returns the classifier for a process that forks no others: ONNX Runtime gets all its threads."""
-        if self.is_onnx and (self.threads or 1) > 1:
-            from vitrail.exporting.onnx_classifier import OnnxClassifier
-
-            return OnnxClassifier.load(self.model, threads=self.threads, device=self.device or "cpu")
+        """Returns the classifier for a process that forks no others: a runtime gets all its threads."""
+        if self.is_program and (self.threads or 1) > 1:
+            return load_program(self.model, self.device or "cpu", self.threads)
         return self.load()
 
     @property

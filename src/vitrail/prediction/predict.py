@@ -107,7 +107,7 @@ def make_plan(spec: ModelSpec, options: PredictOptions) -> Plan:
         import_pyarrow()
     classifier = spec.load()
     if options.embedding and not isinstance(classifier, Classifier):
-        raise UsageError("an .onnx file has no embedding, only logits", "name the classifier it was exported from")
+        raise UsageError("an exported file has no embedding, only logits", "name the classifier it was exported from")
     if not options.embedding:
         classifier.require_classes()
     if options.top != 1:

@@ -93,7 +93,7 @@ def wants_gpu(job: PartJob, nodes: Sequence[NodeResources]) -> bool:
     """Returns whether actors need a GPU: for device cuda; without a device, for a PyTorch model if a node has one."""
     if (job.model.device or "").startswith("cuda"):
         return True
-    return not job.model.is_onnx and job.model.device is None and any(node.get("GPU", 0) >= 1 for node in nodes)
+    return not job.model.is_program and job.model.device is None and any(node.get("GPU", 0) >= 1 for node in nodes)
 
 
 def count_actor_slots(nodes: Sequence[NodeResources], threads: int, use_gpu: bool) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
-from vitrail.loading import is_onnx, load_any
+from vitrail.loading import is_program, load_any
 from vitrail.module_classifier import ModuleClassifier, module_of
 from vitrail.runs.folder import RunFolder
 from vitrail.training.recipe import Recipe
@@ -35,7 +35,7 @@ class LoadedTeacher:
 
     classifier: BaseClassifier
     source: str | None  # what `load_any` was called with; None for an object of Python
-    sha256: str  # of its weights, or of its ONNX file
+    sha256: str  # of its weights, or of its exported file, which has the checksum of its weights
     unlabeled: str | None = None  # the folder of images without labels
     baseline: str | None = None  # a run without a teacher, for the table at the end
 
@@ -104,10 +104,10 @@ def refuse_settings(request: TeacherRequest, recipe: Recipe) -> None:
 
 
 def hash_teacher(classifier: BaseClassifier, source: str | None) -> str:
-    """Returns the SHA-256 of a teacher's weights, or of its ONNX file."""
+    """Returns the SHA-256 of a teacher's weights, or of its exported file, which has the checksum of its weights."""
     if isinstance(classifier, Classifier | ModuleClassifier):
         return weights_sha256({name: each.cpu() for name, each in module_of(classifier).state_dict().items()})
-    if source is None or not is_onnx(source):
+    if source is None or not is_program(source):
         raise UsageError(f"a {type(classifier).__name__} cannot be a teacher", "name its file")
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 

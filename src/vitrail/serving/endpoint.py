@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,9 @@ class Arrival:
             self.decoder.coming -= 1
 
 
+PROGRAM_BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino"}  # of an exported file, by suffix
+
+
 class Endpoint:
     """Serves one model: decodes images, classifies and explains them; raises `RequestError`."""
 
@@ -86,8 +90,8 @@ class Endpoint:
         self.decoder = decoder
         self.worker_config = worker_config
         self.batch_size = settings.max_batch_size or 1  # measured by `open` if the settings have none
-        self.onnx_path = info.onnx_path
-        self.backend = "onnxruntime" if info.onnx_path else "torch"
+        self.program_path = info.program_path
+        self.backend = PROGRAM_BACKENDS[Path(info.program_path).suffix.lower()] if info.program_path else "torch"
         self.batch_time = BatchTime()
         self.arrival_time = ArrivalTime()
         scheduler = Scheduler(self.batch_size, settings.queue_size, settings.max_delay_ms / 1000, self.batch_time)
@@ -96,7 +100,7 @@ class Endpoint:
             on_start=self._learn_batch_time,
         )  # fmt: skip
         self.explainer: Explainer | None = None
-        if settings.explain and info.onnx_path is None:
+        if settings.explain and info.program_path is None:
             self.explainer = Explainer(info, settings, metrics, decoder, self._spawn_explainer)
         self.page = Page(self._make_page)
 
@@ -107,10 +111,10 @@ class Endpoint:
 
     async def open(self) -> None:
         """Chooses backend and batch size and starts the processes; raises `VitrailError` if that is not possible."""
-        rates = await self._choose_backend() if self.info.onnx_path is None else None
+        rates = await self._choose_backend() if self.info.program_path is None else None
         if self.settings.max_batch_size is None:
             if rates is None:
-                document, _ = await self._run_once({"operation": "rates"}, onnx_path=self.onnx_path)
+                document, _ = await self._run_once({"operation": "rates"}, program_path=self.program_path)
                 rates = dict(document["rates"])
             self.batch_size = choose_batch_size(rates)
             self.prediction_pool.scheduler.max_batch_size = self.batch_size
@@ -130,7 +134,7 @@ class Endpoint:
             self.batch_time.seconds_by_size = dict(hello.get("seconds_by_size", []))
 
     async def _spawn_predictor(self) -> socket.socket:
-        return await self._spawn(onnx_path=self.onnx_path, batch_size=self.batch_size)
+        return await self._spawn(program_path=self.program_path, batch_size=self.batch_size)
 
     async def _spawn_explainer(self) -> socket.socket:
         return await self._spawn(task="explain")
@@ -161,7 +165,7 @@ class Endpoint:
         rates_by_size = {name: dict(rates) for name, rates in document["rates"].items()}
         rates = {name: max(each.values()) for name, each in rates_by_size.items()}
         if requested == "onnxruntime" or rates["onnxruntime"] > rates["torch"]:
-            self.backend, self.onnx_path = "onnxruntime", document["path"]
+            self.backend, self.program_path = "onnxruntime", document["path"]
         rounded = {name: round(rate, 1) for name, rate in rates.items()}
         log("backend", model=self.info.name, chosen=self.backend, images_per_second=rounded)
         return rates_by_size[self.backend]
@@ -169,7 +173,7 @@ class Endpoint:
     async def _run_once(self, request: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], bytes]:
         """Runs one operation in a new process; raises `VitrailError` if it fails."""
         try:
-            worker = await Worker.start(lambda: self._spawn(**{"onnx_path": self.info.onnx_path, **changes}))
+            worker = await Worker.start(lambda: self._spawn(**{"program_path": self.info.program_path, **changes}))
         except (WorkerCrashed, OSError):
             raise VitrailError(f"the process for {request['operation']} cannot be started") from None
         try:

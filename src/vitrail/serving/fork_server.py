@@ -30,7 +30,7 @@ import torch
 
 from vitrail import console
 from vitrail.classifier import Classifier
-from vitrail.loading import is_onnx, load
+from vitrail.loading import is_program, load
 from vitrail.parts import plugins_for_processes
 from vitrail.plugins import load_plugins
 from vitrail.serving.decode_worker import run_decoder
@@ -51,12 +51,12 @@ class ModelSource:
     torch_files: bool = False
 
     def load(self) -> Classifier | None:
-        """Returns the classifier; None for an ONNX file, which each worker loads itself."""
-        return None if self.is_onnx else load(self.model, torch_files=self.torch_files)
+        """Returns the classifier; None for an exported file, which each worker loads itself."""
+        return None if self.is_program else load(self.model, torch_files=self.torch_files)
 
     @property
-    def is_onnx(self) -> bool:
-        return is_onnx(self.model)
+    def is_program(self) -> bool:
+        return is_program(self.model)
 
 
 class ForkServer:

@@ -13,6 +13,7 @@ from vitrail.image_predictions import AnswerForm
 from vitrail.model.config import ViTConfig
 from vitrail.serving.fork_server import ModelSource
 from vitrail.tasks import REGRESSION
+from vitrail.weights.artifact import Artifact
 from vitrail.weights.unlike import UnlikeFacts
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # it becomes part of URLs
@@ -31,7 +32,7 @@ class ModelInfo:
     preprocess: Preprocess
     temperature: float
     origin: dict[str, Any]
-    onnx_path: str | None  # the ONNX file of a model that is served from one
+    program_path: str | None  # the exported file of a model that is served from one
     answers: AnswerForm = AnswerForm(())  # how logits become answers
     unlike: UnlikeFacts | None = None  # how distances become quantiles, if that is fitted
 
@@ -45,21 +46,29 @@ class ModelInfo:
 
 
 def describe_model(name: str, index: int, source: ModelSource, classifier: Classifier | None) -> ModelInfo:
-    """Returns the metadata of a classifier, or of the ONNX file if `classifier` is None."""
+    """Returns the metadata of a classifier, or of the exported file if `classifier` is None."""
     if classifier is None:
-        from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
-
-        path = Path(source.model)
-        onnx, _ = parse_onnx(read_onnx_bytes(path), path)
+        artifact = read_program_artifact(Path(source.model))
+        answers = AnswerForm(artifact.classes, artifact.task, artifact.thresholds)
         return ModelInfo(
-            name, index, source, onnx.config, onnx.classes, onnx.preprocess,
-            onnx.temperature, onnx.origin, source.model, AnswerForm(onnx.classes, onnx.task, onnx.thresholds),
-            onnx.unlike,
+            name, index, source, artifact.config, artifact.classes, artifact.preprocess,
+            artifact.temperature, artifact.origin, source.model, answers, artifact.unlike,
         )  # fmt: skip
     return ModelInfo(
         name, index, source, classifier.vit.config, classifier.classes, classifier.preprocess,
         classifier.temperature, classifier.origin, None, classifier.answers, classifier.unlike_facts,
     )  # fmt: skip
+
+
+def read_program_artifact(path: Path) -> Artifact:
+    """Returns what an exported file says about its model; raises the errors of loading it."""
+    if path.suffix.lower() == ".xml":
+        from vitrail.exporting.openvino_file import read_openvino
+
+        return read_openvino(path).artifact
+    from vitrail.exporting.onnx_file import parse_onnx, read_onnx_bytes
+
+    return parse_onnx(read_onnx_bytes(path), path)[0]
 
 
 def choose_names(models: Sequence[str], names: Sequence[str]) -> list[str]:

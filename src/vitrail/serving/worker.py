@@ -16,6 +16,7 @@ from torch import Tensor
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.errors import UsageError, VitrailError
 from vitrail.files import mark_used
+from vitrail.loading import load_program
 from vitrail.machine import pick_device
 from vitrail.serving.messages import receive_message, send_message
 from vitrail.serving.predictor import Predictor
@@ -32,13 +33,13 @@ class WorkerConfig:
     model_index: int
     threads: int
     device: str | None = None
-    onnx_path: str | None = None  # an ONNX file to run instead of the ViT
+    program_path: str | None = None  # an exported file to run instead of the ViT
     batch_size: int = 1  # maximum batch size
     task: Literal["predict", "explain", "decode"] = "predict"
 
 
 def run_worker(connection: socket.socket, classifier: Classifier | None, config: WorkerConfig) -> None:
-    """Warms up, sends a hello message, and answers messages; `classifier` is None for a model from an ONNX file."""
+    """Warms up, sends a hello message, and answers messages; `classifier` is None for a model from an exported file."""
     send_message(connection, {"pid": os.getpid()})
     torch.set_num_threads(config.threads)
     try:
@@ -56,13 +57,17 @@ def run_worker(connection: socket.socket, classifier: Classifier | None, config:
 
 def open_classifier(classifier: Classifier | None, config: WorkerConfig) -> BaseClassifier:
     """Returns the classifier with the backend and on the device of the config."""
-    device = pick_device(config.device)
-    if config.onnx_path is not None:
-        from vitrail.exporting.onnx_classifier import OnnxClassifier
-
-        return OnnxClassifier.load(config.onnx_path, threads=config.threads, device=str(device))
+    if config.program_path is not None:
+        return load_program(config.program_path, program_device(config), config.threads)
     assert classifier is not None
-    return classifier.to(device)
+    return classifier.to(pick_device(config.device))
+
+
+def program_device(config: WorkerConfig) -> str:
+    """Returns the device of an exported file: the requested one, else the best that its runtime has."""
+    if str(config.program_path).endswith(".xml"):
+        return config.device or "cpu"
+    return str(pick_device(config.device))
 
 
 def make_hello(predictor: Predictor, config: WorkerConfig) -> dict[str, Any]:
