@@ -32,6 +32,8 @@ from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.grades import quadratic_kappa, score_grades
 from vitrail.evaluation.numbers import NumberEvaluation, NumberOutcome
 from vitrail.evaluation.outcome import Outcome
+from vitrail.evaluation.outcomes import compute_any_outcome
+from vitrail.evaluation.probe import open_probe_data, probe
 from vitrail.exporting.preparation import prepare_document
 from vitrail.loading import load_any
 from vitrail.target_scale import TargetScale
@@ -368,6 +370,19 @@ def test_settings_of_classes_are_turned_off_or_refused(folder: Path, tmp_path: P
     assert vitrail.load(tmp_path / "run").origin["recipe"]["augment"]["mixup"] == 0.4
 
 
+def test_a_linear_probe_predicts_numbers_in_their_units(runs: dict[str, Path], folder: Path, tmp_path: Path):
+    base, table = vitrail.load(runs[REGRESSION]), folder / "disks.csv"
+    other = replace(base, target_scale=TargetScale((5.0, 5.0), (2.0, 3.0)))  # which a kept head would return
+    options: dict[str, Any] = dict(recipe="linear", validation_fraction=0.2, report=False, check=False)
+    fitted = vitrail.train(table, model=other, out=tmp_path / "run", **options)
+    assert fitted.classifier.target_scale == other.target_scale
+    splits = open_probe_data(base, table)
+    scored = probe(base, splits).linear
+    numbers = compute_any_outcome(fitted.classifier, splits.test).logits
+    np.testing.assert_allclose(numbers, scored.outcome.logits, rtol=1e-4)
+    assert fitted.result["test"]["r2"] == pytest.approx(scored.summary()["r2"], abs=1e-4) and scored.outcome.r2 > 0.2
+
+
 # Every verb: it works, or it refuses before any work
 
 Check = Callable[[Any], object]
@@ -406,7 +421,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
                 (["evaluate", run, table, "--metric", "macro_f1"], lambda d: d["quadratic_kappa"] > 0.3),
                 (["evaluate", run, table, "--report", "--out", out], lambda d: d["task"] == GRADES),
             ],
-            "probe": [(["probe", run, table], bool)],
+            "probe": [(["probe", run, table], lambda d: d["task"] == GRADES and d["linear"]["quadratic_kappa"] > 0.5)],
             "predict": [
                 (["predict", run, image, "--top", 2], lambda d: len(d["predictions"][0]["top"]) == 2),
                 (["predict", run, image, "--out", out, "--format", "coco"], lambda d: d["images"] == 1),
@@ -424,7 +439,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
             ([*train, "--loss", "cross_entropy"], "is not for images of which each has numbers"),
             ([*train, "--folds", 2], lambda d: d["numbers"] == 2 and d["fold_mean"]["mae"] > 0),
             ([*train, "--balance", "sampler"], "balance is for classes"),
-            (["train", table, "--from", run, "--recipe", "linear", "--out", out], "a head on frozen features is"),
+            (["train", table, "--from", run, "--recipe", "linear", "--out", out], lambda d: d["test"]["r2"] > 0.2),
             ([*train, "--task", "multi_label"], "has numbers and no classes"),
             (["train", table, "--teacher", run, "--out", out], "a teacher teaches classes"),
         ],
@@ -438,7 +453,7 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
             (["evaluate", run, table, "--unlike", image], "unlike images are compared by probabilities"),
             (["evaluate", run, table, "--tta", "flip"], "test-time augmentation averages probabilities"),
         ],
-        "probe": [(["probe", run, table], "a probe classifies images, and these have numbers")],
+        "probe": [(["probe", run, table], lambda d: d["linear"]["r2"] > 0.2 and d["knn"]["mae"] > 0)],
         "predict": [
             (["predict", run, image], lambda d: set(d["predictions"][0]["numbers"]) == {"height", "x"}),
             (["predict", run, image, "--out", out], lambda d: d["images"] == 1),

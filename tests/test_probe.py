@@ -18,12 +18,14 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation import compute_outcome
 from vitrail.evaluation.features import content_key, extract_features, model_key
-from vitrail.evaluation.knn import knn_probabilities
+from vitrail.evaluation.knn import knn_means, knn_probabilities
 from vitrail.evaluation.linear_head import DEFAULT_PENALTY, fit_linear_head
-from vitrail.evaluation.probe import open_probe_data, probe
+from vitrail.evaluation.probe import knn_logits, open_probe_data, probe
 from vitrail.intervals import wilson_interval
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
 
 
 def clouds(n: int, classes: int, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +95,77 @@ def test_the_penalty_has_the_meaning_of_its_docstring():
     (loss + 0.05 * weight.square().sum()).backward()
     assert weight.grad.abs().max() < 1e-3
     assert bias.grad.abs().max() < 1e-3
+
+
+def many_labels(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns vectors of which each has any number of 3 labels, and these, 0 or 1."""
+    points, _ = clouds(n, 4, seed=seed)
+    width = points.shape[1]
+    directions = np.random.default_rng(5).normal(size=(width, 3)) / np.geomspace(0.01, 100, width)[:, None]
+    return points, ((points - points.mean(0)) @ directions > [-3, 0, 2]).astype(np.int64)
+
+
+def test_the_head_for_labels_equals_scikit_learns_one_vs_rest():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (points, labels), (queries, _) = many_labels(120), many_labels(50, seed=1)
+    head = fit_linear_head(points, labels, None, 3, penalty=0.02, task=MULTI_LABEL)
+    theirs = OneVsRestClassifier(LogisticRegression(C=1 / (0.02 * 120), max_iter=1000, tol=1e-8))
+    pipeline = make_pipeline(StandardScaler(), theirs).fit(points.astype(np.float64), labels)
+    expected = pipeline.predict_proba(queries.astype(np.float64))
+    np.testing.assert_allclose(torch.from_numpy(head.logits(queries)).sigmoid().numpy(), expected, atol=2e-3)
+    everywhere = np.concatenate([labels, np.ones((120, 1), dtype=int)], axis=1)
+    logits = fit_linear_head(points, everywhere, None, 4, penalty=0.02, task=MULTI_LABEL).logits(queries)
+    np.testing.assert_allclose(logits[:, 3], np.log(120.5 / 0.5))  # all images have the label
+    np.testing.assert_allclose(logits[:, :3], head.logits(queries), atol=1e-6)
+    with pytest.raises(VitrailError, match="every class needs a training image"):
+        fit_linear_head(points, 1 - everywhere, None, 4, task=MULTI_LABEL)
+
+
+def test_the_head_for_numbers_equals_scikit_learns_ridge_regression():
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (points, _), (queries, _) = clouds(120, 4), clouds(50, 4, seed=1)
+    random = np.random.default_rng(3)
+    numbers = points @ random.normal(size=(points.shape[1], 2)) * [1, 1000] + random.normal(size=(120, 2)) + [0, 1e5]
+    head = fit_linear_head(points, numbers, None, 2, penalty=0.02, task=REGRESSION)
+    theirs = make_pipeline(StandardScaler(), Ridge(alpha=0.02 * 120))
+    expected = theirs.fit(points.astype(np.float64), numbers).predict(queries.astype(np.float64))
+    np.testing.assert_allclose(head.logits(queries), expected, rtol=1e-8)
+    other = fit_linear_head(points, numbers, None, 2, penalty=0.02, task=REGRESSION, scale=TargetScale((7, 1), (3, 2)))
+    np.testing.assert_allclose(other.logits(queries), expected, rtol=1e-8)  # the scale of a model changes no answer
+    assert not np.allclose(other.weight, head.weight)
+
+
+@pytest.mark.parametrize(("task", "score"), [(MULTI_LABEL, "map"), (REGRESSION, "r2"), (GRADES, "quadratic_kappa")])
+def test_the_penalty_has_the_best_score_of_the_task(task: str, score: str):
+    if task == GRADES:
+        (points, labels), validation = clouds(40, 4), clouds(200, 4, seed=1)
+    else:
+        (points, labels), validation = many_labels(40), many_labels(200, seed=1)
+    classes = 4 if task == GRADES else 3
+    head = fit_linear_head(points, labels, validation, classes, task=task)
+    rows = head.scores_by_penalty
+    assert head.penalty == max(rows, key=lambda row: (row[f"validation_{score}"], -row["validation_loss"]))["penalty"]
+    assert len({row[f"validation_{score}"] for row in rows}) > 3
+
+
+def test_means_of_neighbors_equal_those_of_scikit_learn():
+    from sklearn.neighbors import KNeighborsRegressor
+
+    (bank, labels), (queries, _) = many_labels(60), many_labels(33, seed=1)
+    theirs = KNeighborsRegressor(7, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    expected = theirs.fit(bank, labels).predict(queries)
+    np.testing.assert_allclose(knn_means(bank, labels, queries, 7, 0.07), expected, atol=1e-4)
+    images = Images(torch.zeros(60, 3, 2, 2), [""] * 60, labels, ("a", "b", "c"), task=MULTI_LABEL)
+    log_odds = knn_logits(bank, images, queries, 7, 0.07)
+    np.testing.assert_allclose(torch.from_numpy(log_odds).sigmoid().numpy(), expected, atol=1e-4)
+    assert np.isfinite(log_odds).all() and (expected == 0).any()
 
 
 def test_the_penalty_is_the_best_on_validation():

@@ -27,7 +27,9 @@ from vitrail.cli.main import VERBS, main
 from vitrail.data.labels import LabelSets
 from vitrail.data.open import open_data, open_source
 from vitrail.errors import UsageError, VitrailError
-from vitrail.evaluation.outcomes import EVALUATIONS, OUTCOMES, VALIDATION_SCORES
+from vitrail.evaluation.outcomes import EVALUATIONS, OUTCOMES, VALIDATION_SCORES, compute_any_outcome
+from vitrail.evaluation.probe import open_probe_data, probe
+from vitrail.evaluation.thresholds import choose_thresholds
 from vitrail.loading import load_any
 from vitrail.runs.fold_table import FOLD_SCORES
 from vitrail.runs.folder import RunFolder
@@ -276,6 +278,25 @@ def test_weights_of_another_task_get_a_new_head(run: Path, table: Path, tmp_path
     assert again.classifier.task == MULTI_LABEL and again.classifier.origin["from"]["head"] == "kept"
 
 
+def test_a_linear_probe_for_labels_is_a_classifier_with_thresholds(run: Path, table: Path, tmp_path: Path):
+    classifier = vitrail.load(run)
+    options: dict[str, Any] = dict(recipe="linear", validation_fraction=0.25, report=False, check=False)
+    fitted = vitrail.train(table, model=run, out=tmp_path / "run", **options)
+    scores = fitted.result["probe"]
+    splits = open_probe_data(classifier, table)
+    direct = probe(classifier, splits)
+    assert direct.task == MULTI_LABEL and scores["linear"]["map"] == direct.to_json()["linear"]["map"]
+    logits = compute_any_outcome(replace(fitted.classifier, temperature=1.0), splits.test).logits
+    np.testing.assert_allclose(logits, direct.linear.outcome.logits, atol=1e-4)
+    held_out = compute_any_outcome(replace(fitted.classifier, temperature=1.0), splits.validation)
+    assert direct.linear.outcome.thresholds == pytest.approx(choose_thresholds(held_out), abs=1e-5)
+    assert len(set(direct.linear.outcome.thresholds)) > 1
+    assert len(fitted.classifier.thresholds) == 3 and fitted.result["verdict"] is None
+    assert "validation_map" in RunFolder(tmp_path / "run").load_metrics()[0]
+    for name, module in fitted.classifier.vit.state_dict().items():
+        assert name.startswith("head.") or torch.equal(module, classifier.vit.state_dict()[name])
+
+
 # Every verb on every task. A row is (verb, what it is called with, a check of its answer); a text is a refusal.
 
 Check = Callable[[Any], object]
@@ -305,7 +326,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
             (["train", table, "--balance", "weights", "--loss", "focal", "--out", out], "takes no class weights"),
             (["train", table, "--balance", "sampler", "--out", out], "balance sampler draws images by their class"),
             (["train", table, "--balance", "logits", "--out", out], "balance logits shifts a softmax"),
-            (["train", table, "--from", run, "--recipe", "linear", "--out", out], "a head on frozen features"),
+            (["train", table, "--from", run, "--recipe", "linear", "--out", out], lambda d: d["test"]["map"] > 0.9),
             (["train", table, "--teacher", run, "--out", out], "a teacher teaches one class per image"),
         ],
         "sweep": [(["sweep", table, "--vary", "lr=1e-3,1e-2", "--out", out], "a sweep compares accuracies")],
@@ -316,7 +337,7 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
             (["evaluate", run, table, "--unlike", image], lambda d: "energy" in d["unlike"]["scores"]),
             (["evaluate", run, table, "--metric", "macro_f1"], "named metrics are for images with one class"),
         ],
-        "probe": [(["probe", run, table], "a probe classifies images with one class")],
+        "probe": [(["probe", run, table], lambda d: d["linear"]["map"] > 0.9 and d["knn"]["macro_f1"] > 0.8)],
         "predict": [
             (["predict", run, image], lambda d: "labels" not in d and len(d["predictions"]) == 1),
             (["predict", run, image, "--tta", "flip"], lambda d: len(d["predictions"]) == 1),

@@ -142,12 +142,14 @@ def probe(
     *,
     k: int = DEFAULT_K,
     temperature: float = DEFAULT_TEMPERATURE,
+    task: str | None = None,
     skip_unreadable: bool = False,
 ) -> Probe:
     """Returns the scores of k-NN and of a linear head on a classifier's features, without training the model.
 
+    `task` says what the labels of the data are; by default the data decide. It need not be the classifier's.
     Raises as `evaluate` does.
     """
     classifier = open_torch_model(model)
-    splits = open_probe_data(classifier, data, skip_unreadable)
+    splits = open_probe_data(classifier, data, skip_unreadable, task)
     return probe_splits(classifier, splits, k=k, temperature=temperature, skip_unreadable=skip_unreadable)

@@ -91,14 +91,12 @@ TASKS: dict[str, Task] = {
         count_correct=lambda logits_BY, labels_BY: ((logits_BY > 0) == labels_BY.bool()).all(1).sum(),
         refusals={
             "teacher": "a teacher teaches one class per image, and these have several labels",
-            "probe": "a probe classifies images with one class, and these have several labels",
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
             "balance=sampler": "balance sampler draws images by their class, and these have several labels; balance "
             "weights weights each label",
             "balance=logits": "balance logits shifts a softmax, and the labels of an image have none; balance weights "
             "weights each label",
-            "features": "a head on frozen features is fitted for one class per image, and these have several labels",
             "corruptions": "corruptions are scored for images with one class, and these have several labels",
             "metric": "named metrics are for images with one class, and these have several labels",
             "top": "--top counts the most probable classes, and this classifier gives all labels above thresholds",
@@ -120,14 +118,12 @@ TASKS: dict[str, Task] = {
         to_probabilities_array=lambda logits: logits,
         count_correct=None,
         refusals={
-            "probe": "a probe classifies images, and these have numbers",
             "faithfulness": "faithfulness is scored for classes, and this model predicts numbers",
             "module": "a model that is not a ViT is trained for one class per image, and these have numbers",
             **dict.fromkeys(
                 ("balance=weights", "balance=sampler", "balance=logits"),
                 "balance is for classes, and these images have numbers",
             ),
-            "features": "a head on frozen features is fitted for classes, and these images have numbers",
             "web": "the web page shows probabilities, and predicted numbers have none",
             "corruptions": "corruptions are scored for classes, and this model predicts numbers",
             "metric": "named metrics are for classes, and this model predicts numbers",

@@ -1,7 +1,8 @@
 """Score a model's features without training it: k nearest neighbors and a linear head.
 
-Both probes are fitted on the training images and scored on the test images, else on validation. The linear head's L2
-penalty is chosen on validation. Features are computed once and cached in ~/.cache/vitrail/features ($VITRAIL_CACHE).
+Both probes are fitted on the training images and scored on the test images, else on validation: on one class per image,
+several labels, grades or numbers. The linear head's L2 penalty and the thresholds of several labels are chosen on
+validation. Features are computed once and cached in ~/.cache/vitrail/features ($VITRAIL_CACHE).
 """
 
 import argparse
@@ -15,6 +16,7 @@ from vitrail.cli.arguments import (
     add_device,
     add_model,
     add_skip_unreadable,
+    add_task,
     count,
     load_classifier,
     positive_number,
@@ -51,6 +53,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="PIXELS|HEIGHTxWIDTH",
         help="image size in pixels (default: the model's)",
     )
+    add_task(parser)
     add_batch_size(parser, 64)
     parser.add_argument("--no-cache", action="store_true", help="neither read nor write cached features (default: off)")
     add_device(parser)
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> Answer:
     classifier = load_classifier(arguments)
     if arguments.image_size is not None:
         classifier = classifier.with_image_size(arguments.image_size)
-    splits = open_probe_data(classifier, arguments.data, arguments.skip_unreadable)
+    splits = open_probe_data(classifier, arguments.data, arguments.skip_unreadable, arguments.task)
     if splits.test is None and splits.validation is None:
         raise UsageError(f"{arguments.data} has no test or validation images to score on", "add a folder named test")
     result = probe(
@@ -96,7 +99,6 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def describe_scores(scores: ProbeScores, name: str) -> str:
     from vitrail.evaluation.evaluation import describe_scored_images
+    from vitrail.evaluation.probe_scores import describe_probe_scores
 
-    low, high = scores["accuracy_interval"]
-    interval = f"95% interval {low:.4f} to {high:.4f}"
-    return f"{name}: accuracy {scores['accuracy']:.4f} ({interval}), {describe_scored_images(scores)}"
+    return f"{name}: {describe_probe_scores(scores)}, {describe_scored_images(scores)}"

@@ -17,11 +17,11 @@ from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, refuse_
 AnyOutcome: TypeAlias = Outcome | MultiLabelOutcome | NumberOutcome
 AnyEvaluation: TypeAlias = Evaluation | MultiLabelEvaluation | NumberEvaluation
 
-OUTCOMES: dict[str, Callable[[ImageLogits, BaseClassifier], Any]] = {
-    SINGLE_LABEL: lambda logits, classifier: Outcome(**vars(logits)),
-    MULTI_LABEL: lambda logits, classifier: MultiLabelOutcome(**vars(logits), thresholds=classifier.thresholds),
-    GRADES: lambda logits, classifier: Outcome(**vars(logits)),
-    REGRESSION: lambda logits, classifier: NumberOutcome(**vars(logits)),
+OUTCOMES: dict[str, Callable[[ImageLogits, tuple[float, ...]], Any]] = {  # (logits, thresholds of labels)
+    SINGLE_LABEL: lambda logits, thresholds: Outcome(**vars(logits)),
+    MULTI_LABEL: lambda logits, thresholds: MultiLabelOutcome(**vars(logits), thresholds=thresholds),
+    GRADES: lambda logits, thresholds: Outcome(**vars(logits)),
+    REGRESSION: lambda logits, thresholds: NumberOutcome(**vars(logits)),
 }
 EVALUATIONS: dict[str, Callable[..., Any]] = {
     SINGLE_LABEL: Evaluation,
@@ -56,7 +56,8 @@ VALIDATION_SCORES: dict[str, dict[str, Callable[[Any], float]]] = {  # what each
 
 def compute_any_outcome(classifier: BaseClassifier, images: Images, **options: Unpack[OutcomeOptions]) -> AnyOutcome:
     """Returns the outcome of the classifier's task; the options and errors are those of `compute_logits`."""
-    outcome: AnyOutcome = OUTCOMES[classifier.task](compute_logits(classifier, images, **options), classifier)
+    logits = compute_logits(classifier, images, **options)
+    outcome: AnyOutcome = OUTCOMES[classifier.task](logits, classifier.thresholds)
     return outcome
 
 

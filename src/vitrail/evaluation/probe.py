@@ -16,15 +16,20 @@ from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
 from vitrail.data.scoring import group_as_trained
+from vitrail.data.source import Source
 from vitrail.data.split import Splits, build_splits
-from vitrail.documents import LinearScores, ProbeDocument, ProbeScores
+from vitrail.documents import KnnScores, LinearScores, ProbeDocument
 from vitrail.errors import UsageError
-from vitrail.evaluation.evaluation import Evaluation
 from vitrail.evaluation.features import extract_features
-from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_probabilities
+from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_means, knn_probabilities
 from vitrail.evaluation.linear_head import LinearHead, fit_linear_head
-from vitrail.evaluation.outcome import Outcome
-from vitrail.tasks import refuse_task
+from vitrail.evaluation.multi_label import MultiLabelOutcome
+from vitrail.evaluation.outcome import ImageLogits
+from vitrail.evaluation.outcomes import EVALUATIONS, OUTCOMES, AnyEvaluation
+from vitrail.evaluation.probe_scores import summarize_scores
+from vitrail.evaluation.thresholds import choose_thresholds
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from vitrail.weights.origin import read_origin
 
 MIN_PROBABILITY = 1e-12  # of a k-NN vote, before its logarithm
@@ -34,8 +39,8 @@ MIN_PROBABILITY = 1e-12  # of a k-NN vote, before its logarithm
 class Probe:
     """The scores of both probes on the same images; None if no images are held out."""
 
-    knn: Evaluation | None
-    linear: Evaluation | None
+    knn: AnyEvaluation | None
+    linear: AnyEvaluation | None
     head: LinearHead
     split: str | None  # the scored split: test, or validation without a test split
     k: int
@@ -43,47 +48,52 @@ class Probe:
     train_images: int
     seconds: float  # for the linear head: to extract the features that are not in the cache, and to fit
     unreadable: dict[str, int] = field(default_factory=dict)  # skipped images per split
+    task: str = SINGLE_LABEL
 
     def to_json(self) -> ProbeDocument:
         """Returns both scores and the settings that they depend on."""
         penalty_was_chosen = len(self.head.scores_by_penalty) > 1
-        linear: LinearScores = {**summarize_scores(self.linear), "penalty": self.head.penalty}  # type: ignore[typeddict-item]
-        if self.split == "validation" and penalty_was_chosen:  # chosen on the scored images
-            linear["optimistic"] = True
+        linear: LinearScores = {**summarize_scores(self.linear), "penalty": self.head.penalty}
+        knn: KnnScores = {**summarize_scores(self.knn), "k": self.k, "temperature": self.temperature}
+        if self.split == "validation":  # what was chosen there was chosen on the scored images
+            has_thresholds = self.task == MULTI_LABEL
+            linear |= {"optimistic": True} if penalty_was_chosen or has_thresholds else {}
+            knn |= {"optimistic": True} if has_thresholds else {}
         return {
+            "task": self.task,
             "split": self.split,
             "train_images": self.train_images,
             "unreadable": self.unreadable,
             "seconds": round(self.seconds, 3),
-            "knn": {**summarize_scores(self.knn), "k": self.k, "temperature": self.temperature},
+            "knn": knn,
             "linear": linear,
         }
 
 
-def summarize_scores(evaluation: Evaluation | None) -> ProbeScores:
-    """Returns accuracy, its interval and the number of images; empty without an evaluation."""
-    if evaluation is None:
-        return {}
-    return {
-        "accuracy": evaluation.accuracy,
-        "accuracy_interval": list(evaluation.accuracy_interval),
-        "images": evaluation.images,
-    }
-
-
-def open_probe_data(classifier: Classifier, data: Data, skip_unreadable: bool = False) -> Splits:
+def open_probe_data(
+    classifier: Classifier, data: Data, skip_unreadable: bool = False, task: str | None = None
+) -> Splits:
     """Opens the splits at a DATA address in the classifier's channels.
 
-    If the classifier was trained on the same data, they are divided into the same splits.
+    `task` says what the labels are; by default the data decide, and grades are those of the classifier. If the
+    classifier was trained on the same data, they are divided into the same splits.
     """
     trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.source_channels
-    source = group_as_trained(open_source(data, channels, skip_unreadable), trained_on)
-    refuse_task(source.task, "probe")
+    source = open_source(data, channels, skip_unreadable, task)
+    if task is None and source.task == SINGLE_LABEL and has_grades_of(classifier, source):
+        source = source.with_task(GRADES)
+    source = group_as_trained(source, trained_on)
     fingerprint = source.fingerprint
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return build_splits(source, **options)
+
+
+def has_grades_of(classifier: Classifier, source: Source) -> bool:
+    """Returns whether the classes of the data are the grades of the classifier."""
+    names = {name for listing in source.splits.values() for name in listing.labels.counts()}
+    return classifier.task == GRADES and names <= set(classifier.classes)
 
 
 def probe(
@@ -98,12 +108,14 @@ def probe(
     cache: bool = True,
     skip_unreadable: bool = False,
     on_batch: Callable[[], object] = lambda: None,
+    scale: TargetScale | None = None,
 ) -> Probe:
     """Returns both probes of the classifier's features: fitted on train, scored on test (else validation).
 
-    Without `penalty` that of the linear probe is chosen on validation. `on_batch` is called after each batch of
-    features; it may raise to stop. Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are
-    skipped and counted. Raises `UsageError` for an invalid `k` or `temperature`.
+    Without `penalty` that of the linear probe is chosen on validation, and so are the thresholds of several labels.
+    The linear head returns numbers on `scale`, by default that of the training images. `on_batch` is called after each
+    batch of features; it may raise to stop. Raises `ImageError` for an unreadable image; with `skip_unreadable` such
+    images are skipped and counted. Raises `UsageError` for an invalid `k` or `temperature`.
     """
     if k < 1 or not temperature > 0:
         raise UsageError(f"k is {k} and temperature {temperature}; they must be at least 1 and above 0")
@@ -132,9 +144,11 @@ def probe(
                 images[name] = images[name].exclude(errors[name])
 
     extract([name for name in images if name != "test"])
-    labels = images["train"].labels
+    labels, task = images["train"].labels, splits.train.task
     validation = (features["validation"], images["validation"].labels) if "validation" in images else None
-    head = fit_linear_head(features["train"], labels, validation, len(splits.classes), penalty)
+    if task == REGRESSION and scale is None:
+        scale = TargetScale.of(labels, splits.classes)
+    head = fit_linear_head(features["train"], labels, validation, len(splits.classes), penalty, task=task, scale=scale)
     seconds = time.perf_counter() - start
     split = next((name for name in ("test", "validation") if name in images), None)
     k = min(k, len(labels))
@@ -142,21 +156,51 @@ def probe(
     if split:
         if split == "test":
             extract(["test"])
-        probabilities_NY = knn_probabilities(
-            features["train"], labels, features[split], len(splits.classes), k, temperature
-        )
-        knn_logits_NY = np.log(probabilities_NY.clip(MIN_PROBABILITY))
-        linear_logits_NY = head.logits(features[split])
-        knn_evaluation = make_evaluation(images[split], knn_logits_NY, splits.classes, errors[split])
-        linear_evaluation = make_evaluation(images[split], linear_logits_NY, splits.classes, errors[split])
+
+        def score(answer: Callable[[np.ndarray], np.ndarray]) -> AnyEvaluation:
+            held_out = images.get("validation") if task == MULTI_LABEL else None
+            thresholds = find_thresholds(held_out, answer(features["validation"])) if held_out is not None else ()
+            return make_evaluation(images[split], answer(features[split]), splits.classes, errors[split], thresholds)
+
+        def ask_neighbors(queries_MD: np.ndarray) -> np.ndarray:
+            return knn_logits(features["train"], images["train"], queries_MD, k, temperature)
+
+        knn_evaluation, linear_evaluation = score(ask_neighbors), score(head.logits)
     unreadable = {name: len(skipped) for name, skipped in errors.items() if skipped}
-    return Probe(knn_evaluation, linear_evaluation, head, split, k, temperature, len(labels), seconds, unreadable)
+    return Probe(knn_evaluation, linear_evaluation, head, split, k, temperature, len(labels), seconds, unreadable, task)
+
+
+def knn_logits(bank_ND: np.ndarray, images: Images, queries_MD: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    """Returns what the nearest of these images say, as a classifier would, (M, Y).
+
+    It is the logarithm of the vote of each class, the log-odds of the mean of each label, or the mean of the numbers.
+    """
+    answer = TASKS[images.task].answer
+    if answer == "numbers":
+        return knn_means(bank_ND, images.labels, queries_MD, k, temperature)
+    if answer == "labels":
+        means = knn_means(bank_ND, images.labels, queries_MD, k, temperature)
+        return np.asarray(np.log(means.clip(MIN_PROBABILITY)) - np.log((1 - means).clip(MIN_PROBABILITY)))
+    votes = knn_probabilities(bank_ND, images.labels, queries_MD, len(images.classes), k, temperature)
+    return np.asarray(np.log(votes.clip(MIN_PROBABILITY)))
+
+
+def find_thresholds(images: Images, logits_NY: np.ndarray) -> tuple[float, ...]:
+    """Returns the thresholds of labels with the highest F1 on these images."""
+    return choose_thresholds(MultiLabelOutcome(list(images.paths), images.labels, logits_NY, images.classes))
 
 
 def make_evaluation(
-    images: Images, logits_NY: np.ndarray, classes: tuple[str, ...], unreadable: Sequence[ImageError]
-) -> Evaluation:
-    """Returns the evaluation of these logits of the readable images."""
-    logits = logits_NY.astype(np.float64)
+    images: Images,
+    logits_NY: np.ndarray,
+    classes: tuple[str, ...],
+    unreadable: Sequence[ImageError],
+    thresholds: tuple[float, ...] = (),
+) -> AnyEvaluation:
+    """Returns the evaluation of these logits of the readable images, for the task of the images."""
     groups = None if images.groups is None else tuple(images.groups)
-    return Evaluation(Outcome(list(images.paths), images.labels, logits, classes, tuple(unreadable), groups))
+    logits = ImageLogits(
+        list(images.paths), images.labels, logits_NY.astype(np.float64), classes, tuple(unreadable), groups
+    )
+    evaluation: AnyEvaluation = EVALUATIONS[images.task](OUTCOMES[images.task](logits, thresholds))
+    return evaluation

@@ -44,14 +44,25 @@ def calibrate_labels(outcome: MultiLabelOutcome, fitted_on: str = "validation") 
     else:
         temperature = fit_temperature(outcome)
     calibrated = outcome.with_temperature(temperature)
-    few = outcome.labels.sum(axis=0) < MIN_POSITIVES
-    thresholds = tuple(
-        DEFAULT_THRESHOLD if few[k] else choose_threshold(calibrated.probabilities[:, k], outcome.labels[:, k])
-        for k in range(len(outcome.classes))
-    )
-    too_rare = tuple(name for name, is_few in zip(outcome.classes, few, strict=True) if is_few)
+    thresholds = choose_thresholds(calibrated)
+    too_rare = tuple(name for name, is_few in zip(outcome.classes, has_few(outcome), strict=True) if is_few)
     return LabelCalibration(
         temperature, fitted_on, len(outcome.labels), reason, outcome.loss, calibrated.loss, thresholds, too_rare
+    )
+
+
+def has_few(outcome: MultiLabelOutcome) -> np.ndarray:
+    """Returns which labels have too few images for a threshold, (Y,)."""
+    few: np.ndarray = outcome.labels.sum(axis=0) < MIN_POSITIVES
+    return few
+
+
+def choose_thresholds(outcome: MultiLabelOutcome) -> tuple[float, ...]:
+    """Returns the threshold of each label with the highest F1; 0.5 for a label with too few images."""
+    few, labels = has_few(outcome), outcome.labels
+    return tuple(
+        DEFAULT_THRESHOLD if few[k] else choose_threshold(outcome.probabilities[:, k], labels[:, k])
+        for k in range(len(outcome.classes))
     )
 
 

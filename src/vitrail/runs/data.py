@@ -56,7 +56,6 @@ def load_data(
             data, missing_ok=recipe.skip_unreadable, task=recipe.task, group_pattern=recipe.group_pattern
         )
         for feature, is_wanted in (
-            ("features", recipe.train_on == "features"),
             (f"balance={recipe.balance}", recipe.balance != "none"),
             ("module", not recipe.is_vit),
         ):

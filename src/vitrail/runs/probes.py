@@ -1,16 +1,20 @@
 """Probes of pretrained weights in a run: what their features are worth before training, and a head made of them."""
 
+from typing import Any
+
 import torch
 
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data.split import Splits
-from vitrail.documents import ProbeDocument, ProbeScores, Scores
+from vitrail.documents import ProbeDocument, Scores
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
+from vitrail.evaluation.probe_scores import SCORE_TITLES, describe_probe_scores
 from vitrail.interrupts import Interrupted, catch_stop_signals
 from vitrail.module_classifier import TorchClassifier
 from vitrail.runs.folder import RunFolder
+from vitrail.tasks import TASKS
 from vitrail.training.curves import draw_curves
 from vitrail.training.recipe import Recipe
 from vitrail.training.transfer import set_head
@@ -34,6 +38,7 @@ def probe_pretrained(classifier: Classifier, splits: Splits, recipe: Recipe) -> 
             workers=recipe.workers,
             skip_unreadable=recipe.skip_unreadable,
             on_batch=raise_if_stopped,
+            scale=classifier.target_scale,
         )
     for line in describe_probes(probes.to_json()):
         log(line)
@@ -66,10 +71,8 @@ def describe_probes(scores: ProbeDocument) -> list[str]:
     lines = []
     descriptions = (f"{scores['knn']['k']} nearest neighbors", "a linear probe")
     for probe_scores, description in zip((scores["knn"], scores["linear"]), descriptions, strict=True):
-        low, high = probe_scores["accuracy_interval"]
         lines.append(
-            f"{description} on the pretrained features: {scores['split']} accuracy "
-            f"{probe_scores['accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}), "
+            f"{description} on the pretrained features: {scores['split']} {describe_probe_scores(probe_scores)}, "
             f"{describe_scored_images(probe_scores)}"
         )
     return lines
@@ -78,9 +81,9 @@ def describe_probes(scores: ProbeDocument) -> list[str]:
 def compare_with_probes(
     classifier: TorchClassifier, scores: Scores, probes: ProbeDocument, best_epoch: int | None = None
 ) -> str | None:
-    """Returns a warning if a trained model is no more accurate than a probe, which costs next to nothing; else None.
+    """Returns a warning if a trained model is no better than a probe, which costs next to nothing; else None.
 
-    `best_epoch` is the epoch whose weights were kept; 0 is the start.
+    They are compared by the score of the task. `best_epoch` is the epoch whose weights were kept; 0 is the start.
     """
     if read_origin(classifier.origin)["recipe"]["train_on"] == "features":
         return None
@@ -89,15 +92,19 @@ def compare_with_probes(
             "training gained nothing: no epoch was better on validation than the weights at the start, which are kept; "
             "try a lower learning rate or more epochs, or use --recipe linear, which costs next to nothing"
         )
-    both: list[tuple[str, ProbeScores]] = [("k-NN", probes["knn"]), ("the linear probe", probes["linear"])]
-    name, probe_scores = max(both, key=lambda each: each[1]["accuracy"])
-    if scores["accuracy"] > probe_scores["accuracy"]:
+    score = TASKS[classifier.task].score
+    ours: dict[str, Any] = {**scores}
+    both: list[tuple[str, dict[str, Any]]] = [("k-NN", {**probes["knn"]}), ("the linear probe", {**probes["linear"]})]
+    name, theirs = max(both, key=lambda each: each[1][score])
+    if ours[score] > theirs[score]:
         return None
-    if scores["accuracy"] == probe_scores["accuracy"]:
+    if ours[score] == theirs[score]:
         return f"training gained nothing over {name}, which costs next to nothing: --recipe linear"
-    overlap = scores["accuracy_interval"][1] >= probe_scores["accuracy_interval"][0]
+    intervals = [each[f"{score}_interval"] for each in (ours, theirs)]
+    overlap = None not in intervals and intervals[0][1] >= intervals[1][0]
     chance = " (their intervals overlap, so that may be chance)" if overlap else ""
+    of_what = "" if score == "accuracy" else f" {SCORE_TITLES[score]}"
     return (
-        f"the trained model loses to {name} by {probe_scores['accuracy'] - scores['accuracy']:.4f}{chance}: "
+        f"the trained model loses to {name} by {theirs[score] - ours[score]:.4f}{of_what}{chance}: "
         "use --recipe linear, or try a lower learning rate or more epochs"
     )

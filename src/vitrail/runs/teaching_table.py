@@ -8,7 +8,7 @@ from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.console import log
 from vitrail.data.images import Images
 from vitrail.documents import Scores, TeachingRow
-from vitrail.evaluation.evaluation import Evaluation
+from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.evaluation.probe import make_evaluation, probe
 from vitrail.files import read_json_object
 from vitrail.loading import load_torch
@@ -44,7 +44,7 @@ def make_teaching_table(
     return rows
 
 
-def evaluate_teacher(teacher: LoadedTeacher, images: Images, start: Start) -> Evaluation | None:
+def evaluate_teacher(teacher: LoadedTeacher, images: Images, start: Start) -> AnyEvaluation | None:
     """Returns the scores of a teacher that has the classes of the data."""
     if not set(start.splits.classes) <= set(teacher.classifier.classes):
         return None
@@ -52,10 +52,10 @@ def evaluate_teacher(teacher: LoadedTeacher, images: Images, start: Start) -> Ev
     return make_evaluation(images, logits, start.splits.classes, ())
 
 
-def make_row(name: str, classifier: BaseClassifier, scores: Evaluation | Scores | None) -> TeachingRow:
+def make_row(name: str, classifier: BaseClassifier, scores: AnyEvaluation | Scores | None) -> TeachingRow:
     """Returns the row of a model, with its speed on this machine."""
     row: TeachingRow = {"model": name, "images_per_second": measure_speed(classifier)}
-    if isinstance(scores, Evaluation):
+    if isinstance(scores, AnyEvaluation):
         row["accuracy"], row["accuracy_interval"] = scores.accuracy, list(scores.accuracy_interval)
     elif scores:
         row["accuracy"], row["accuracy_interval"] = scores["accuracy"], list(scores["accuracy_interval"])

@@ -266,14 +266,8 @@ def lock_run(folder: RunFolder, world: World) -> Iterator[None]:
             raise Interrupted("stopped; the last checkpoint is kept", hint) from None
 
 
-def probe_start(start: Start) -> Probe | None:
-    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option.
-
-    Returns None for a task that has no probes.
-    """
-    if reason := start.task.refusals.get("probe"):
-        log(f"no probe of the pretrained features: {reason}; a new head starts from random weights")
-        return None
+def probe_start(start: Start) -> Probe:
+    """Probes pretrained weights; initializes a new head with the probe's weights if the recipe has that option."""
     assert isinstance(start.classifier, Classifier)
     probes = probe_pretrained(start.classifier, start.splits, start.recipe)
     if start.recipe.train_on != "features" and start.has_new_head:
