@@ -172,8 +172,8 @@ RECIPES = BuiltInRecipes(
             name="linear",
             description="""Fits a linear head on the frozen features of a model (--from MODEL): a linear probe.
 
-            Features are computed once and cached; the head is a logistic regression, of numbers a ridge regression, whose
-            L2 penalty is chosen on validation. It takes minutes instead of hours.
+            Features are computed once and cached; the head is a logistic regression (of numbers, a ridge regression)
+            whose L2 penalty is chosen on validation. It takes minutes instead of hours.
             """,
             train_on="features",
         ),
