@@ -23,6 +23,7 @@ LAYERS = [
         "json_types",
         "image_documents",
         "label_documents",
+        "probe_documents",
         "number_documents",
         "target_scale",
         "version",

@@ -8,7 +8,7 @@ import pytest
 
 import vitrail
 from document_types import check_document
-from vitrail import documents, export_documents
+from vitrail import documents, export_documents, probe_documents
 from vitrail.parts import PARTS
 from vitrail.registry import RULES
 
@@ -57,7 +57,7 @@ def test_results_are_what_their_types_say(run: vitrail.Run, colors: Path, tmp_pa
     check_document(evaluation.averages, documents.Averages)
     assert set(results.read_evaluation(evaluation)) <= set(evaluation.outcome.paths)
     probe = vitrail.probe(run.classifier, colors)
-    check_document(probe.to_json(), documents.ProbeDocument)
+    check_document(probe.to_json(), probe_documents.ProbeDocument)
     assert results.read_probe(probe) == probe.to_json()["linear"]["accuracy"]
     assert results.read_origin(run.classifier) == run.classifier.origin["data"]["name"]
     preprocess = run.classifier.preprocess

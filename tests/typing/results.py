@@ -20,7 +20,6 @@ from vitrail.documents import (
     PartDocument,
     PredictTotals,
     PreprocessDocument,
-    ProbeDocument,
     RunDocument,
     RunResult,
     ScoredImage,
@@ -32,6 +31,7 @@ from vitrail.export_documents import ExportDocument, Int8Document, LibraryDocume
 from vitrail.json_types import JsonObject, JsonValue
 from vitrail.label_documents import CoOccurrence, LabelScores, MultiLabelDocument, MultiLabelScores, ScoredLabels
 from vitrail.number_documents import ErrorsOfNumber, NumberDocument, NumberScores, ScoredNumbers
+from vitrail.probe_documents import ProbeDocument
 from vitrail.training.recipe_changes import ModelChanges
 
 

@@ -22,9 +22,9 @@ from vitrail.cli.arguments import (
     positive_number,
 )
 from vitrail.cli.parser import Parser
-from vitrail.documents import ProbeScores
 from vitrail.errors import UsageError
 from vitrail.options import option_parser
+from vitrail.probe_documents import ProbeScores
 
 DEFAULT_K = 20  # as in evaluation/knn.py, whose import would slow the help down
 DEFAULT_TEMPERATURE = 0.07

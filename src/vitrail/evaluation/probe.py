@@ -18,7 +18,6 @@ from vitrail.data.python_data import Data
 from vitrail.data.scoring import group_as_trained
 from vitrail.data.source import Source
 from vitrail.data.split import Splits, build_splits
-from vitrail.documents import KnnScores, LinearScores, ProbeDocument
 from vitrail.errors import UsageError
 from vitrail.evaluation.features import extract_features
 from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_means, knn_probabilities
@@ -28,6 +27,7 @@ from vitrail.evaluation.outcome import ImageLogits
 from vitrail.evaluation.outcomes import EVALUATIONS, OUTCOMES, AnyEvaluation
 from vitrail.evaluation.probe_scores import summarize_scores
 from vitrail.evaluation.thresholds import choose_thresholds
+from vitrail.probe_documents import KnnScores, LinearScores, ProbeDocument
 from vitrail.target_scale import TargetScale
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TASKS
 from vitrail.weights.origin import read_origin

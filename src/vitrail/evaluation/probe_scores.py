@@ -2,8 +2,8 @@
 
 from typing import Any, cast
 
-from vitrail.documents import ProbeScores
 from vitrail.evaluation.outcomes import AnyEvaluation
+from vitrail.probe_documents import ProbeScores
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 SCORES = {  # what a probe says of itself, by task

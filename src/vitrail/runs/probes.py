@@ -7,12 +7,13 @@ import torch
 from vitrail.classifier import Classifier
 from vitrail.console import log
 from vitrail.data.split import Splits
-from vitrail.documents import ProbeDocument, Scores
+from vitrail.documents import Scores
 from vitrail.evaluation.evaluation import describe_scored_images
 from vitrail.evaluation.probe import Probe, probe
 from vitrail.evaluation.probe_scores import SCORE_TITLES, describe_probe_scores
 from vitrail.interrupts import Interrupted, catch_stop_signals
 from vitrail.module_classifier import TorchClassifier
+from vitrail.probe_documents import ProbeDocument
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks import TASKS
 from vitrail.training.curves import draw_curves
