@@ -187,3 +187,4 @@ def test_the_curves_mark_the_kept_epoch(tmp_path: Path, monkeypatch: pytest.Monk
     for axes in figure.axes:
         marks = [line for line in axes.lines if line.get_label() == "kept: epoch 2"]
         assert [list(line.get_xdata()) for line in marks] == [[2, 2]]
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())

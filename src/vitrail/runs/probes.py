@@ -62,7 +62,9 @@ def save_linear_probe(classifier: Classifier, probes: Probe, folder: RunFolder) 
     classifier.save(folder.artifact)
     folder.write_metrics(probes.head.scores_by_penalty)
     if folder.draws:
-        draw_curves(folder.load_metrics(), folder.picture("curves"), x_key="penalty", log_x=True)
+        title = "linear probe, by the strength of its L2 penalty"
+        kept = probes.head.penalty
+        draw_curves(folder.load_metrics(), folder.picture("curves"), title, "penalty", log_x=True, best_x=kept)
 
 
 def describe_probes(scores: ProbeDocument) -> list[str]:

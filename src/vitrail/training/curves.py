@@ -48,6 +48,8 @@ def draw_curves(
         if log_x:
             axes.set_xscale("log")
             axes.invert_xaxis()
+        elif all(isinstance(x, int) for x in xs):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if best_x is not None:
             axes.axvline(best_x, color="0.35", linestyle="--", linewidth=1, label=f"kept: {x_key} {best_x:g}")
         axes.grid(alpha=0.3)
