@@ -25,15 +25,16 @@ class OverlayStyle:
     """
 
     opacity: float
+    saturation: float = 1.0  # of the photo; below 1, so that orange and blue of the photo are not taken for marks
     gamma: float = 1.0  # of the opacity between 0 and the ends of the scale
     dimmed: float = 0.55  # brightness of a white photo where the map is zero
     dark_floor: float = 0.05  # brightness of a black photo where the map is zero
     marked_floor: float = 0.35  # brightness of a black photo under the color where the map is strong
 
 
-SIGNED_STYLE = OverlayStyle(opacity=0.75)
+SIGNED_STYLE = OverlayStyle(opacity=0.75, saturation=0.35)
 POSITIVE_STYLE = OverlayStyle(opacity=0.6)
-TILE_STYLE = OverlayStyle(opacity=0.85, gamma=0.8, dark_floor=0.12)  # small pictures
+TILE_STYLE = OverlayStyle(opacity=0.85, saturation=0.35, gamma=0.8, dark_floor=0.12)  # small pictures
 
 
 def color_limits(map_hw: np.ndarray, signed: bool) -> tuple[float, float]:
@@ -88,7 +89,8 @@ def color_map(signed: bool) -> "Colormap":
 def overlay_map(explanation: RelevanceMap, smooth: bool = False) -> np.ndarray:
     """Returns the photo in its colors under the map: floats (H, W, 3) from 0 to 1.
 
-    Patches of a signed map are orange or blue, of another map yellow. Near zero the photo is only dimmed.
+    Patches of a signed map are orange or blue, over a photo in pale colors; of another map they are yellow. Near zero
+    the photo is only dimmed.
     """
     height, width = explanation.image.shape[:2]
     value_HW = enlarge_map(scale_map(explanation.map, explanation.signed, explanation.content), height, width, smooth)
@@ -102,6 +104,8 @@ def paint_map(photo_HW3: np.ndarray, value_HW1: np.ndarray, signed: bool, style:
     if signed:
         color = np.where(value_HW1 >= 0, parse_color(FOR_COLOR), parse_color(AGAINST_COLOR))
     strength_HW1 = np.abs(value_HW1)
+    gray_HW1 = photo_HW3.mean(axis=2, keepdims=True)
+    photo_HW3 = gray_HW1 + style.saturation * (photo_HW3 - gray_HW1)
     dim_HW3 = style.dark_floor + (style.dimmed - style.dark_floor) * photo_HW3
     lifted_HW3 = style.marked_floor + (1 - style.marked_floor) * photo_HW3
     under_HW3 = (1 - strength_HW1) * dim_HW3 + strength_HW1 * lifted_HW3

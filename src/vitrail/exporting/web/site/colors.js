@@ -58,15 +58,16 @@ export function colorLimits(map, isSigned) {
   return [low, Math.max(percentile(map, 99), low + 1e-12)];
 }
 
-// The overlay of a patch: its strength from 0 to 1, and the opacity and color at that strength.
+// The overlay of a patch: its strength from 0 to 1, the opacity and color at that strength, and the saturation of the
+// image below it, which is less than 1 if its own orange and blue could be taken for marks.
 export function patchOverlay(value, [low, high], isSigned) {
   if (isSigned) {
     const position = clamp(value / high, -1, 1);
     const strength = Math.abs(position);
-    return { strength, opacity: 0.75 * strength, color: position >= 0 ? FOR : AGAINST };
+    return { strength, opacity: 0.75 * strength, color: position >= 0 ? FOR : AGAINST, saturation: 0.35 };
   }
   const strength = clamp((value - low) / (high - low), 0, 1);
-  return { strength, opacity: 0.6 * strength, color: cividis(1) };
+  return { strength, opacity: 0.6 * strength, color: cividis(1), saturation: 1 };
 }
 
 // A value of a pixel, 0 to 255, under the overlay: dimmed where the map is zero, lifted from black where it is strong.

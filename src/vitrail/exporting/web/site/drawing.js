@@ -181,9 +181,11 @@ function blendMap(image, map, isSigned, mapOpacity, rows, columns) {
   for (let y = 0, i = 0; y < height; y++) {
     const row = Math.floor((y * rows) / height) * columns;
     for (let x = 0; x < width; x++, i += 4) {
-      const { strength, opacity, color } = overlays[row + Math.floor((x * columns) / width)];
+      const { strength, opacity, color, saturation } = overlays[row + Math.floor((x * columns) / width)];
+      const gray = (data[i] + data[i + 1] + data[i + 2]) / 3;
       for (let c = 0; c < 3; c++) {
-        const painted = (1 - opacity) * pixelUnder(data[i + c], strength) + opacity * color[c];
+        const pale = gray + saturation * (data[i + c] - gray);
+        const painted = (1 - opacity) * pixelUnder(pale, strength) + opacity * color[c];
         data[i + c] = mapOpacity * painted + (1 - mapOpacity) * data[i + c];
       }
     }
