@@ -87,7 +87,7 @@ test-newest: $(VENV)/ready-for-work
 # The tools and references of the tests are the newest that fit, and tests that compare with a newer transformers are left
 # out. Old libraries warn of their own deprecations.
 test-lowest: $(VENV)/ready-for-work
-	$(UV) pip compile --quiet pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
+	$(UV) pip compile --quiet --upgrade pyproject.toml --extra all --resolution lowest-direct --python $(BIN)/python --output-file $(VENV)/lowest.txt
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(UV) pip install --quiet --python $(LOWEST)/bin/python --constraint $(VENV)/lowest.txt --editable '.[all,test]'
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not scale" -W default \

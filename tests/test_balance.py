@@ -143,11 +143,12 @@ def test_the_weighted_loss_is_the_loss_of_each_image_times_the_weight_of_its_cla
     assert float(loss(logits[:3], mixed)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_loss_without_class_weights_and_double_weights_are_refused():
+def test_a_loss_without_class_weights_and_double_weights_are_refused(request: pytest.FixtureRequest):
     def plain(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, targets)
 
     name = vitrail.training.losses.name_loss(plain)
+    request.addfinalizer(lambda: vitrail.training.losses.LOSSES.pop(name))
     with pytest.raises(UsageError, match="takes no class weights") as error:
         make_loss(context(balance="weights", loss=name))
     assert "context.class_weights" in str(error.value.hint)

@@ -30,7 +30,7 @@ class Attention(nn.Module):
         # (B, T, 3D) -> (B, T, 3, N, K) -> (3, B, N, T, K)
         q_BNTK, k_BNTK, v_BNTK = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q_BNTK, k_BNTK = self.q_norm(q_BNTK), self.k_norm(k_BNTK)
-        if rotate:
+        if rotate is not None:
             q_BNTK, k_BNTK = rotate(q_BNTK), rotate(k_BNTK)
         dropout = self.attention_dropout if self.training else 0.0
         out_BNTK = self.attend(q_BNTK, k_BNTK, v_BNTK, dropout)

@@ -59,8 +59,9 @@ def encode_parquet(rows: Rows, classes: Sequence[str], top: int, embedding_width
     columns["error"] = pa.array(rows.errors, pa.string())
     if embedding_width is not None:
         vectors = np.zeros((len(rows), embedding_width), np.float32) if rows.features is None else rows.features
-        values = pa.array(vectors.reshape(-1), pa.float32())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, embedding_width, mask=pa.array(is_missing))
+        # No list of fixed size: with a missing one, pyarrow before 26 writes a file that it cannot read, or refuses.
+        present = [None if missing else vector for vector, missing in zip(vectors, is_missing, strict=True)]
+        columns["embedding"] = pa.array(present, pa.list_(pa.float32()))
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()

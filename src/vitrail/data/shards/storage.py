@@ -1,6 +1,7 @@
 """Bytes of shards, from a disk or from any URL that fsspec supports."""
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -113,6 +114,7 @@ def resolve_filesystem(address: str) -> tuple[Any, str]:
     import fsspec
     from fsspec.core import url_to_fs
 
+    forget_thread_after_fork()
     protocol = address.split("://")[0]
     try:
         return url_to_fs(address)  # fsspec caches it per process
@@ -122,6 +124,18 @@ def resolve_filesystem(address: str) -> tuple[Any, str]:
     except ValueError:
         hint = did_you_mean(protocol, fsspec.available_protocols())
         raise UsageError(f"{protocol}:// is not a protocol that fsspec knows", hint) from None
+
+
+@functools.cache
+def forget_thread_after_fork() -> None:
+    """Lets a forked process start its own thread of fsspec; older versions wait for the parent's for ever."""
+    from fsspec.asyn import iothread, loop
+
+    def forget() -> None:
+        iothread[0] = loop[0] = None
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
 
 
 def with_retries(address: str, request: Callable[[], Result]) -> Result:
