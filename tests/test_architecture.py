@@ -21,6 +21,7 @@ LAYERS = [
         "documents",
         "export_documents",
         "json_types",
+        "fold_documents",
         "image_documents",
         "label_documents",
         "probe_documents",

@@ -21,7 +21,7 @@ from PIL import Image
 import vitrail
 from document_types import check_document
 from serving import RunningServer
-from test_tasks import ELSEWHERE, answer
+from test_tasks import ELSEWHERE, answer, is_sweep_by
 from test_user_code import results
 from vitrail import documents, number_documents
 from vitrail.cli.main import VERBS, main
@@ -415,7 +415,10 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
                 ([*train, "--folds", 2], lambda d: -1 <= d["fold_mean"]["quadratic_kappa"] <= 1),
             ],
             "sweep": [
-                (["sweep", table, "--task", kind, "--vary", "lr=1e-3,3e-3", "--out", out, "--epochs", 1, *TINY], bool)
+                (
+                    ["sweep", table, "--task", kind, "--vary", "lr=1e-3,3e-3", "--out", out, "--epochs", 1, *TINY],
+                    is_sweep_by("quadratic_kappa"),
+                )
             ],
             "evaluate": [
                 (["evaluate", run, table, "--metric", "macro_f1"], lambda d: d["quadratic_kappa"] > 0.3),
@@ -443,7 +446,14 @@ def verbs(kind: str, run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[
             ([*train, "--task", "multi_label"], "has numbers and no classes"),
             (["train", table, "--teacher", run, "--out", out], "a teacher teaches classes"),
         ],
-        "sweep": [(["sweep", table, "--vary", "lr=1e-3,1e-2", "--out", out], "a sweep compares accuracies")],
+        "sweep": [
+            (["sweep", table, "--vary", "lr=1e-4,1e-2", "--out", out, "--epochs", 1, *TINY], is_sweep_by("r2")),
+            (
+                ["sweep", table, "--vary", "lr=1e-4,1e-2", "--metric", "mae", "--out", out, "--epochs", 1, *TINY],
+                is_sweep_by("mae"),
+            ),
+            (["sweep", table, "--vary", "lr=1e-4,1e-2", "--metric", "map", "--out", out], "the metric map is not"),
+        ],
         "evaluate": [
             (["evaluate", run, table, "--out", out], lambda d: d["r2"] > 0.2 and len(d["per_number"]) == 2),
             (["evaluate", run, table, "--report", "--out", out], lambda d: "report" in d),

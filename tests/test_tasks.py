@@ -302,6 +302,19 @@ def test_a_linear_probe_for_labels_is_a_classifier_with_thresholds(run: Path, ta
 Check = Callable[[Any], object]
 
 
+def is_sweep_by(score: str) -> Check:
+    """Returns a check that a sweep has compared its trials by a score."""
+    lower_is_better = score == "mae"
+
+    def check(document: Any) -> bool:
+        scores = [row[score] for row in document["rows"]]
+        low, high = document["best"][f"{score}_interval"]
+        is_sorted = scores == sorted(scores, reverse=not lower_is_better)
+        return document["metric"] == f"validation {score}" and is_sorted and low <= scores[0] <= high
+
+    return check
+
+
 def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object], Check | str]]]:
     image = table.with_name("001.png")
     out = tmp / "out"
@@ -329,7 +342,10 @@ def verbs(run: Path, table: Path, tmp: Path) -> dict[str, list[tuple[list[object
             (["train", table, "--from", run, "--recipe", "linear", "--out", out], lambda d: d["test"]["map"] > 0.9),
             (["train", table, "--teacher", run, "--out", out], "a teacher teaches one class per image"),
         ],
-        "sweep": [(["sweep", table, "--vary", "lr=1e-3,1e-2", "--out", out], "a sweep compares accuracies")],
+        "sweep": [
+            (["sweep", table, "--vary", "lr=1e-4,1e-2", "--out", out, "--epochs", 1, *TINY], is_sweep_by("map")),
+            (["sweep", table, "--vary", "lr=1e-4,1e-2", "--metric", "mae", "--out", out], "the metric mae is not"),
+        ],
         "evaluate": [
             (["evaluate", run, table, "--report", "--out", out], lambda d: d["map"] > 0.9),
             (["evaluate", run, table, "--report", "--corruptions", "--out", out], "corruptions are scored for images"),

@@ -6,6 +6,8 @@ no tuples.
 
 from typing import Literal, NotRequired, TypedDict
 
+from vitrail.fold_documents import FoldRow as FoldRow
+from vitrail.fold_documents import FoldSummary
 from vitrail.image_documents import UnlikeEvaluation, UnreadableFile
 from vitrail.label_documents import MultiLabelScores
 from vitrail.number_documents import NumberScores
@@ -235,40 +237,6 @@ class RunDocument(RunResult):
     run: str
 
 
-class FoldRow(TypedDict):
-    """The scores of a fold: of classes, labels, grades (which have those of classes too) or numbers."""
-
-    fold: int
-    run: str
-    images: int
-    loss: float
-    best_epoch: int | None
-    seconds: float
-    accuracy: NotRequired[float]
-    balanced_accuracy: NotRequired[float]
-    macro_f1: NotRequired[float]
-    map: NotRequired[float]
-    micro_f1: NotRequired[float]
-    quadratic_kappa: NotRequired[float]
-    grade_mae: NotRequired[float]
-    mae: NotRequired[float]
-    rmse: NotRequired[float]
-    r2: NotRequired[float]
-
-
-class FoldSummary(TypedDict):
-    """What a cross-validation of any task has beside the scores of all predictions."""
-
-    data: str
-    folds: int
-    recipe: str
-    interval: str
-    interval_units: str
-    fold_mean: dict[str, float]
-    fold_sd: dict[str, float]
-    rows: list[FoldRow]
-
-
 class CrossValidationResult(Scores, FoldSummary):
     """The content of cross_validation.json: `CrossValidation.result`. The scores are those of all predictions.
 
@@ -298,18 +266,32 @@ class CrossValidationDocument(CrossValidationResult):
 
 
 class TrialRow(TypedDict):
-    """A trial of a sweep; scores are None until it has any."""
+    """A trial of a sweep, with the scores of its task; scores are None until it has any, or an interval."""
 
     trial: int
     rank: int | None
     state: Literal["complete", "pruned", "failed", "running"]
     values: dict[str, SettingValue]
-    accuracy: float | None
-    accuracy_interval: list[float] | None
-    balanced_accuracy: float | None
-    balanced_accuracy_interval: list[float] | None
-    macro_f1: float | None
-    macro_f1_interval: list[float] | None
+    accuracy: NotRequired[float | None]
+    accuracy_interval: NotRequired[list[float] | None]
+    balanced_accuracy: NotRequired[float | None]
+    balanced_accuracy_interval: NotRequired[list[float] | None]
+    macro_f1: NotRequired[float | None]
+    macro_f1_interval: NotRequired[list[float] | None]
+    micro_f1: NotRequired[float | None]
+    micro_f1_interval: NotRequired[list[float] | None]
+    map: NotRequired[float | None]
+    map_interval: NotRequired[list[float] | None]
+    quadratic_kappa: NotRequired[float | None]
+    quadratic_kappa_interval: NotRequired[list[float] | None]
+    grade_mae: NotRequired[float | None]
+    grade_mae_interval: NotRequired[list[float] | None]
+    mae: NotRequired[float | None]
+    mae_interval: NotRequired[list[float] | None]
+    rmse: NotRequired[float | None]
+    rmse_interval: NotRequired[list[float] | None]
+    r2: NotRequired[float | None]
+    r2_interval: NotRequired[list[float] | None]
     loss: float | None
     epochs: int | None
     seconds: float | None
@@ -330,7 +312,9 @@ class SweepResult(TypedDict):
     sweep: str
     data: str
     recipe: str
+    task: str
     metric: str
+    score: str  # that tables show, with its interval
     validation_images: int
     trials: int
     complete: int

@@ -101,7 +101,6 @@ TASKS: dict[str, Task] = {
             "metric": "named metrics are for images with one class, and these have several labels",
             "top": "--top counts the most probable classes, and this classifier gives all labels above thresholds",
             "annotations": "files for COCO, FiftyOne and Label Studio have one class per image, and these have several",
-            "sweep": "a sweep compares accuracies, and data with several labels are scored by mAP",
         },
     ),
     GRADES: replace(
@@ -129,7 +128,6 @@ TASKS: dict[str, Task] = {
             "metric": "named metrics are for classes, and this model predicts numbers",
             "top": "--top counts the most probable classes, and this model predicts numbers",
             "annotations": "files for COCO, FiftyOne and Label Studio have classes, and this model predicts numbers",
-            "sweep": "a sweep compares accuracies, and predicted numbers have none",
             "teacher": "a teacher teaches classes, and these images have numbers",
             "tta": "test-time augmentation averages probabilities, and this model predicts numbers",
             "labeling": "images are ranked by the margin between classes, and this model predicts numbers",

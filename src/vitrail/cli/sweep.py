@@ -14,8 +14,9 @@ another. The trials are in an SQLite file, whose locks some network file systems
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 from vitrail.cli.answer import Answer
 from vitrail.cli.arguments import add_data, add_engine, count
@@ -23,7 +24,8 @@ from vitrail.cli.parser import Parser
 from vitrail.cli.recipe_options import add_training_options, recipe_changes
 from vitrail.documents import SweepResult, TrialRow
 from vitrail.errors import UsageError
-from vitrail.sweeps.config import Metric, Pruner, Sampler
+from vitrail.sweeps.config import Pruner, Sampler
+from vitrail.sweeps.metrics import TITLES, Metric
 from vitrail.sweeps.space import format_value, load_space, parse_vary
 
 MAX_ROWS_SHOWN = 20
@@ -53,7 +55,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--pruner", choices=get_args(Pruner), help="rule that ends bad trials early, by epoch (default: median)"
     )
-    parser.add_argument("--metric", choices=get_args(Metric), help="validation metric to optimize (default: accuracy)")
+    parser.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        help="validation metric to optimize (default: accuracy; by the task map, quadratic_kappa or mae)",
+    )
     parser.add_argument("--sweep-seed", type=int, metavar="SEED", help="seed of the sampler (default: 0)")
     parser.add_argument(
         "--processes",
@@ -111,19 +117,22 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 def describe_result(result: SweepResult, folder: Path) -> list[str]:
     """Returns the table, how reliable it is, and the next command, as lines."""
+    from vitrail.evaluation.grades import describe_grades
     from vitrail.runs.result import describe_scores
-    from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE
+    from vitrail.sweeps.results import MIN_TRIALS_FOR_IMPORTANCE, format_score
 
-    lines = format_table(result["rows"][:MAX_ROWS_SHOWN])
+    score = result["score"]
+    lines = format_table(result["rows"][:MAX_ROWS_SHOWN], score)
     if (more := len(result["rows"]) - MAX_ROWS_SHOWN) > 0:
         lines.append(f"and {more} more in {folder / 'sweep.csv'}")
     best = result["best"]
     if best is None:
         return [*lines, f"no trial is complete; files are in {folder}"]
-    low, high = best["accuracy_interval"] or (math.nan, math.nan)
+    value, interval = score_of(best, score)
+    low, high = map(format_score, interval or (math.nan, math.nan))
     lines.append(
-        f"best on validation: trial {best['trial']}, accuracy {best['accuracy']:.4f} (95% interval {low:.4f} to "
-        f"{high:.4f}, {result['validation_images']} images), optimistic: the best of all trials on this score"
+        f"best on validation: trial {best['trial']}, {TITLES[score]} {format_score(value)} (95% interval {low} to "
+        f"{high}, {result['validation_images']} images), optimistic: the best of all trials on this score"
     )
     if result["indistinguishable"]:
         lines.append(
@@ -140,28 +149,40 @@ def describe_result(result: SweepResult, folder: Path) -> list[str]:
         lines.append(f"importance of the fields (fANOVA): {parts}{caution}")
     if finished := result.get("best_on_test"):
         lines.append(f"trial {finished['trial']}, scored once on test: {describe_scores('test', finished['test'])}")
+        if "quadratic_kappa" in finished["test"]:
+            lines.append(f"  {describe_grades(finished['test'])}")
         lines.append(f"  {folder / 'best' / 'report.html'}  its report")
     lines.append(f"train it again: {result['command']}")
     lines.append(f"{result['seconds']:.0f} s of training; files are in {folder}")
     for name, description in (
-        ("slices.png", "accuracy by each field"),
+        ("slices.png", f"{TITLES[score]} by each field"),
         ("parallel.png", "every trial as a line through its values"),
         ("sweep.csv", "the table; sweep.json has it too"),
         (best["run"], "the run of the best trial"),
     ):
-        lines.append(f"  {folder / name}  {description}")
+        if Path(folder, name).exists():
+            lines.append(f"  {folder / name}  {description}")
     return lines
 
 
-def format_table(rows: list[TrialRow]) -> list[str]:
+def score_of(row: TrialRow, score: str) -> tuple[float, list[float] | None]:
+    """Returns a score of a trial, NaN if it has none, and its interval."""
+    scores = cast(Mapping[str, Any], row)
+    return math.nan if scores[score] is None else scores[score], scores[f"{score}_interval"]
+
+
+def format_table(rows: list[TrialRow], score: str) -> list[str]:
     """Returns the trials as lines of aligned columns."""
+    from vitrail.sweeps.results import format_score
+
     fields = list(rows[0]["values"]) if rows else []
-    cells = [["rank", "trial", *fields, "accuracy", "95% interval", "loss", "epochs", "seconds", ""]]
+    cells = [["rank", "trial", *fields, TITLES[score], "95% interval", "loss", "epochs", "seconds", ""]]
     for row in rows:
         scores = ["-"] * 5
-        if row["accuracy"] is not None and row["accuracy_interval"] is not None:
-            low, high = row["accuracy_interval"]
-            scores = [f"{row['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['loss']:.4f}", str(row["epochs"])]
+        value, interval = score_of(row, score)
+        if not math.isnan(value):
+            ends = " to ".join(map(format_score, interval or ())) or "-"
+            scores = [format_score(value), ends, f"{row['loss']:.4f}", str(row["epochs"])]
             scores.append(f"{row['seconds']:.0f}")
         note = "" if row["state"] == "complete" else row["state"]
         values = [format_value(row["values"].get(name)) for name in fields]

@@ -5,15 +5,16 @@ from typing import Any, Literal
 
 from vitrail.options import check_fields, option
 from vitrail.parts import require_parts
+from vitrail.sweeps.metrics import MINIMIZED, Metric, choose_shown_score
 from vitrail.sweeps.space import Space, parse_space, rename_fields, space_to_json
+from vitrail.tasks import SINGLE_LABEL, TaskName
 from vitrail.training.recipe import Recipe, recipe_from_json
 from vitrail.weights.upgrade import rename_keys
 
 Pruner = Literal["median", "hyperband", "none"]
 Sampler = Literal["tpe", "random"]
-Metric = Literal["accuracy", "balanced_accuracy", "loss"]
 
-FORMAT = 2
+FORMAT = 3  # format 2 has no task: one class per image, or grades
 KEYS_OF_FORMAT_1 = {
     "by": "metric",
     "images": "validation_images",
@@ -29,6 +30,7 @@ class SweepConfig:
 
     data: str  # an absolute address
     fingerprint: str
+    task: TaskName = SINGLE_LABEL  # of the data
     validation_images: int = option(0, "validation images, by which trials are compared", ge=1)
     epochs: int = option(1, "epochs of a trial whose recipe names none", ge=1)
     recipe: Recipe
@@ -49,7 +51,12 @@ class SweepConfig:
     @property
     def direction(self) -> str:
         """The direction of optimization, as Optuna calls it."""
-        return "minimize" if self.metric == "loss" else "maximize"
+        return "minimize" if self.metric in MINIMIZED else "maximize"
+
+    @property
+    def shown_score(self) -> Metric:
+        """The score that tables and pictures show."""
+        return choose_shown_score(self.task, self.metric)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON document."""
@@ -74,7 +81,7 @@ def config_from_json(document: dict[str, Any]) -> SweepConfig:
     if file_format == 1:
         document = rename_keys(document, KEYS_OF_FORMAT_1)
         document["space"] = rename_fields(document["space"])
-    elif file_format != FORMAT:
+    elif file_format not in (2, FORMAT):
         raise ValueError(f"format {file_format!r} is not known")
     recipe, space = recipe_from_json(document["recipe"]), parse_space(document["space"])
     return SweepConfig(**{**document, "recipe": recipe, "space": space})

@@ -9,11 +9,12 @@ from vitrail.data.check import check_before_training
 from vitrail.data.open import open_source
 from vitrail.data.split import build_splits, drop_images
 from vitrail.errors import UsageError
-from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
+from vitrail.sweeps.config import Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder, check_out, create_sweep, find_sweep
+from vitrail.sweeps.metrics import Metric, choose_metric
 from vitrail.sweeps.sampling import check_possible
 from vitrail.sweeps.space import Space, format_value, option_name, parse_space
-from vitrail.tasks import refuse_task
+from vitrail.tasks import TaskName
 from vitrail.training.data_defaults import resolve_schedule
 from vitrail.training.recipe import Recipe
 from vitrail.training.recipes import DEFAULT_RECIPE, DEFAULT_TRANSFER_RECIPE, find_recipe
@@ -48,15 +49,16 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
     default_recipe = DEFAULT_RECIPE if options.model is None else DEFAULT_TRANSFER_RECIPE
     recipe = find_recipe(default_recipe if options.recipe is None else options.recipe, **options.changes)
     space = parse_space(options.vary or {})
-    fingerprint, validation_images, epochs = check_data_of_sweep(options, recipe)
+    checked = check_data_of_sweep(options, recipe)
     has_unequal_trials = "epochs" in space or recipe.train_on == "features"
     if has_unequal_trials and options.pruner not in (None, "none"):
         raise UsageError("trials of different lengths cannot be compared for pruning", "use --pruner none")
     config = SweepConfig(
         data=options.data,
-        fingerprint=fingerprint,
-        validation_images=validation_images,
-        epochs=epochs,
+        fingerprint=checked.fingerprint,
+        task=checked.task,
+        validation_images=checked.validation_images,
+        epochs=checked.epochs,
         recipe=recipe,
         space=space,
         model=options.model,
@@ -66,19 +68,29 @@ def new_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:
         trials=DEFAULT_TRIALS if options.trials is None else options.trials,
         sampler=options.sampler or "tpe",
         pruner=options.pruner or ("none" if has_unequal_trials else "median"),
-        metric=options.metric or "accuracy",
+        metric=checked.metric,
         sweep_seed=options.sweep_seed or 0,
     )
     check_possible(config)
     return create_sweep(config, out)
 
 
-def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int, int]:
-    """Opens and checks the data; returns their fingerprint, the number of validation images, and a trial's epochs."""
+@dataclass(frozen=True)
+class CheckedData:
+    """What the configuration of a sweep takes from the data."""
+
+    fingerprint: str
+    task: TaskName
+    metric: Metric
+    validation_images: int
+    epochs: int  # of a trial
+
+
+def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> CheckedData:
+    """Opens and checks the data; raises `UsageError` without validation images, and for a metric of another task."""
     source = open_source(
         options.data, missing_ok=recipe.skip_unreadable, task=recipe.task, group_pattern=recipe.group_pattern
     )
-    refuse_task(source.task, "sweep")
     splits = build_splits(
         source,
         validation=recipe.validation_fraction,
@@ -90,6 +102,7 @@ def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int
             f"recipe {recipe.name} holds out no validation images of {options.data}, by which a sweep compares trials",
             "add --validation-fraction 0.1",
         )
+    metric = choose_metric(source.task, options.metric, len(splits.classes))
     if options.check:
         report = check_before_training(
             source,
@@ -101,7 +114,7 @@ def check_data_of_sweep(options: SweepOptions, recipe: Recipe) -> tuple[str, int
     if splits.validation is None:
         raise UsageError(f"no validation image of {options.data} can be read, and a sweep compares trials on them")
     epochs = resolve_schedule(recipe, splits).epochs or 1
-    return splits.fingerprint, len(splits.validation), epochs
+    return CheckedData(splits.fingerprint, source.task, metric, len(splits.validation), epochs)
 
 
 def resume_sweep(options: SweepOptions, out: str | Path | None) -> SweepFolder:

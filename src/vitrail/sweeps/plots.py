@@ -1,4 +1,4 @@
-"""Two pictures of a sweep: accuracy by each field, and each trial as a line through all fields."""
+"""Two pictures of a sweep: its score by each field, and each trial as a line through all fields."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrail.files import write_atomically
+from vitrail.sweeps.metrics import MINIMIZED, TITLES
 from vitrail.sweeps.space import Axis, Range, Space, format_value
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def scale_to_unit(axis: Axis, coordinate: float) -> float:
     return (coordinate - low) / ((high - low) or 1.0)
 
 
-def draw_slices(space: Space, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_slices(space: Space, rows: Sequence[Mapping[str, Any]], score: str, path: Path) -> None:
     """Draws a panel for each field: complete trials with 95% intervals, pruned ones hollow, the best one circled."""
     from matplotlib.figure import Figure
 
@@ -79,28 +80,28 @@ def draw_slices(space: Space, rows: Sequence[Mapping[str, Any]], path: Path) -> 
     figure = Figure(figsize=(4.2 * column_count + 0.6, 3.4 * row_count), layout="constrained")
     panels = figure.subplots(row_count, column_count, squeeze=False, sharey=True).ravel()
     for panel, (name, axis) in zip(panels, space.items(), strict=False):
-        draw_slice(panel, name, axis, rows)
+        draw_slice(panel, name, axis, rows, score)
     for panel in panels[::column_count]:
-        panel.set_ylabel("validation accuracy")
+        panel.set_ylabel(f"validation {TITLES[score]}")
     for panel in panels[len(space) :]:
         panel.set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def draw_slice(panel: "Axes", name: str, axis: Axis, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracy by one field."""
+def draw_slice(panel: "Axes", name: str, axis: Axis, rows: Sequence[Mapping[str, Any]], score: str) -> None:
+    """Draws the score by one field."""
     for state, (edge_color, face_color) in STATE_COLORS.items():
-        trials = [row for row in rows if row["state"] == state and row["accuracy"] is not None]
+        trials = [row for row in rows if row["state"] == state and row[score] is not None]
         xs = [axis_coordinate(axis, row["values"][name]) for row in trials]
-        ys = [row["accuracy"] for row in trials]
+        ys = [row[score] for row in trials]
         if state == "complete":
-            intervals = np.array([row["accuracy_interval"] for row in trials]).reshape(-1, 2).T
+            intervals = np.array([row[f"{score}_interval"] or [row[score]] * 2 for row in trials]).reshape(-1, 2).T
             errors = np.abs(intervals - np.array(ys))
             panel.errorbar(xs, ys, yerr=errors, fmt="none", ecolor=edge_color, alpha=0.35, linewidth=1)
         panel.scatter(xs, ys, s=26, edgecolors=edge_color, facecolors=face_color, label=state, zorder=3)
     if rows and rows[0]["state"] == "complete":
-        x, y = axis_coordinate(axis, rows[0]["values"][name]), rows[0]["accuracy"]
+        x, y = axis_coordinate(axis, rows[0]["values"][name]), rows[0][score]
         panel.scatter(
             x, y, s=120, edgecolors=BEST_COLOR, facecolors="none", linewidths=1.6, label="best", zorder=4, clip_on=False
         )
@@ -114,34 +115,34 @@ def draw_slice(panel: "Axes", name: str, axis: Axis, rows: Sequence[Mapping[str,
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def draw_parallel(space: Space, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws each trial as a line through its values, colored by its accuracy; pruned trials are dashed."""
+def draw_parallel(space: Space, rows: Sequence[Mapping[str, Any]], score: str, path: Path) -> None:
+    """Draws each trial as a line through its values, colored by its score; pruned trials are dashed."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    trials = [row for row in rows if row["accuracy"] is not None]
-    lowest = min((row["accuracy"] for row in trials), default=0.0)
-    span = (max((row["accuracy"] for row in trials), default=1.0) - lowest) or 1.0
+    trials = [row for row in rows if row[score] is not None]
+    lowest = min((row[score] for row in trials), default=0.0)
+    span = (max((row[score] for row in trials), default=1.0) - lowest) or 1.0
     figure = Figure(figsize=(1.9 * (len(space) + 1) + 1.2, 4.2), layout="constrained")
     panel = figure.subplots()
     for row in reversed(trials):  # the best on top
-        relative = (row["accuracy"] - lowest) / span
+        relative = (row[score] - lowest) / span
         ys = [
             *(scale_to_unit(axis, axis_coordinate(axis, row["values"][name])) for name, axis in space.items()),
             relative,
         ]
-        color = colormaps[COLORMAP](relative * 0.9)
+        color = colormaps[COLORMAP]((1 - relative if score in MINIMIZED else relative) * 0.9)
         is_pruned = row["state"] == "pruned"
         style = {"alpha": 0.5, "linestyle": "--", "linewidth": 1} if is_pruned else {"alpha": 0.9, "linewidth": 1.6}
         panel.plot(range(len(ys)), ys, color=color, **style)
-    draw_parallel_axes(panel, space, lowest, span)
+    draw_parallel_axes(panel, space, TITLES[score], lowest, span)
     stopped = ", dashed: stopped early" if any(row["state"] == "pruned" for row in trials) else ""
-    panel.set_title(f"each line is a trial; the brighter, the more accurate{stopped}", fontsize=9)
+    panel.set_title(f"each line is a trial; the brighter, the better{stopped}", fontsize=9)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def draw_parallel_axes(panel: "Axes", space: Space, lowest: float, span: float) -> None:
-    """Draws a vertical axis for each field and one for accuracy."""
+def draw_parallel_axes(panel: "Axes", space: Space, title: str, lowest: float, span: float) -> None:
+    """Draws a vertical axis for each field and one for the score, which has this title."""
     for x, axis in enumerate(space.values()):
         panel.axvline(x, color="#333333", linewidth=0.8)
         ticks, labels = axis_ticks(axis)
@@ -152,7 +153,7 @@ def draw_parallel_axes(panel: "Axes", space: Space, lowest: float, span: float) 
     panel.axvline(len(space), color="#333333", linewidth=0.8)
     for relative in (0.0, 0.5, 1.0):
         panel.text(len(space) + 0.03, relative, f"{lowest + relative * span:.3f}", fontsize=7, va="center")
-    panel.set_xticks(range(len(space) + 1), [*space, "accuracy"], parse_math=False)
+    panel.set_xticks(range(len(space) + 1), [*space, title], parse_math=False)
     panel.set_yticks([])
     panel.set(xlim=(-0.1, len(space) + 0.35), ylim=(-0.05, 1.05))
     panel.spines[:].set_visible(False)

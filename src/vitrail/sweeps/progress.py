@@ -10,7 +10,8 @@ from vitrail.runs.training_run import Row
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.folder import SweepFolder
 from vitrail.sweeps.local_workers import LocalWorkers, SweepWorkers
-from vitrail.sweeps.results import build_table, describe_trial
+from vitrail.sweeps.metrics import TITLES
+from vitrail.sweeps.results import build_table, describe_trial, format_score
 from vitrail.sweeps.sampling import count_trials
 from vitrail.sweeps.study import SweepStudy
 from vitrail.sweeps.worker import run_worker
@@ -46,7 +47,7 @@ class SweepProgress:
         """Returns the best complete trial; empty if none is complete."""
         if not rows or rows[0]["state"] != "complete":
             return ""
-        return f"best {rows[0][self.config.metric]:.4f} (trial {rows[0]['trial']})"
+        return f"best {format_score(rows[0][self.config.metric])} (trial {rows[0]['trial']})"
 
     def describe_time_left(self) -> str:
         """Returns the time left; empty at the end."""
@@ -59,8 +60,9 @@ class SweepProgress:
         if row is None:
             self.update()
             return
-        accuracy = row["validation_accuracy"]
-        self.bar.advance(0, note=f"trial {number} epoch {row['epoch']} accuracy {accuracy:.4f}")
+        shown = self.config.shown_score
+        score = f"{TITLES[shown]} {format_score(row[f'validation_{shown}'])}"
+        self.bar.advance(0, note=f"trial {number} epoch {row['epoch']} {score}")
 
 
 def run_trials(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 from vitrail.documents import SweepResult
 from vitrail.files import write_json, write_text
 from vitrail.plugins import loaded_plugins
-from vitrail.sweeps.config import Metric, SweepConfig
+from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.folder import SweepFolder
+from vitrail.sweeps.metrics import MINIMIZED, TASK_METRICS, TITLES, sort_value
 from vitrail.sweeps.sampling import count_trials
 from vitrail.sweeps.space import format_value, option_name
 from vitrail.sweeps.study import SweepStudy
@@ -23,16 +24,12 @@ if TYPE_CHECKING:
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
 STATE_ORDER = {"complete": 0, "pruned": 1, "failed": 2, "running": 3}
 MIN_TRIALS_FOR_IMPORTANCE = 30  # importances of fewer trials are rough
-SCORES = (
-    "accuracy", "accuracy_interval", "balanced_accuracy", "balanced_accuracy_interval", "macro_f1", "macro_f1_interval",
-    "loss", "epochs", "seconds",
-)  # fmt: skip
 Row = dict[str, Any]  # a trial in the table, `TrialRow`
 
 
 def build_table(config: SweepConfig, study: SweepStudy) -> list[Row]:
     """Returns a row for each trial: complete ones by score, then pruned, failed and running ones."""
-    rows = [trial_row(trial) for trial in study.list_trials()]
+    rows = [trial_row(config, trial) for trial in study.list_trials()]
     rows.sort(key=lambda row: (STATE_ORDER[row["state"]], *score_key(config, row), row["trial"]))
     for rank, row in enumerate((row for row in rows if row["state"] == "complete"), 1):
         row["rank"] = rank
@@ -40,15 +37,21 @@ def build_table(config: SweepConfig, study: SweepStudy) -> list[Row]:
 
 
 def score_key(config: SweepConfig, row: Row) -> tuple[float, float]:
-    """Sorts trials by the metric, then by the other one; the best first."""
-    if row["accuracy"] is None:
+    """Sorts trials by the metric, then by the loss, or by the shown score if the loss is the metric; the best first."""
+    metric, shown = config.metric, config.shown_score
+    if row[shown] is None:
         return 0.0, 0.0
-    if config.metric == "loss":
-        return row["loss"], -row["accuracy"]
-    return -row[config.metric], row["loss"]
+    second = "loss" if shown == metric else shown
+    return sort_value(metric, row[metric]), sort_value(second, row[second])
 
 
-def trial_row(trial: "FrozenTrial") -> Row:
+def columns_of_scores(config: SweepConfig) -> list[str]:
+    """Returns the keys of a row that come from the scores of its trial."""
+    intervals = [key for name in TASK_METRICS[config.task].scores for key in (name, f"{name}_interval")]
+    return [*intervals, "loss", "epochs", "seconds"]
+
+
+def trial_row(config: SweepConfig, trial: "FrozenTrial") -> Row:
     """Returns a trial as a row of the table."""
     scores = trial.user_attrs.get("scores", {})
     row: Row = {
@@ -56,7 +59,7 @@ def trial_row(trial: "FrozenTrial") -> Row:
         "rank": None,
         "state": STATES[trial.state.name],
         "values": trial.params,
-        **{name: scores.get(name) for name in SCORES},
+        **{name: scores.get(name) for name in columns_of_scores(config)},
         "run": f"trials/{trial.number:03d}",
     }
     if "error" in trial.user_attrs:
@@ -82,37 +85,43 @@ def summarize(folder: SweepFolder, config: SweepConfig, rows: list[Row]) -> dict
         "sweep": str(folder.path),
         "data": config.data,
         "recipe": config.recipe.name,
+        "task": config.task,
         "metric": f"validation {config.metric}",
+        "score": config.shown_score,
         "validation_images": config.validation_images,
         "trials": count_trials(config),
         **{state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")},
         "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 3),
         "best": best,
-        "indistinguishable": count_indistinguishable(rows, config.metric),
+        "indistinguishable": count_indistinguishable(rows, config.shown_score),
         "command": train_command(config, best["values"]) if best else None,
         "rows": rows,
     }
 
 
-def count_indistinguishable(rows: list[Row], metric: Metric = "accuracy") -> int:
-    """How many complete trials besides the best have an accuracy, plain or balanced, within its 95% interval."""
-    name = "balanced_accuracy" if metric == "balanced_accuracy" else "accuracy"
+def count_indistinguishable(rows: list[Row], score: str = "accuracy") -> int:
+    """How many complete trials besides the best have a score within its 95% interval, or a better one."""
     complete = [row for row in rows if row["state"] == "complete"]
-    return sum(row[name] >= complete[0][f"{name}_interval"][0] for row in complete[1:]) if complete else 0
+    if not complete or complete[0][f"{score}_interval"] is None:
+        return 0
+    worst = complete[0][f"{score}_interval"][1 if score in MINIMIZED else 0]
+    return sum(sort_value(score, row[score]) <= sort_value(score, worst) for row in complete[1:])
 
 
 def format_csv(config: SweepConfig, rows: list[Row]) -> str:
     """Returns the table as CSV, with a column for each field."""
     fields = list(config.space)
-    last_columns = ["loss", "epochs", "seconds", "run", "error", "balanced_accuracy", "macro_f1"]
+    shown = config.shown_score
+    other_scores = [name for name in TASK_METRICS[config.task].scores if name != shown]
+    last_columns = ["loss", "epochs", "seconds", "run", "error", *other_scores]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["rank", "trial", "state", *fields, "accuracy", "accuracy_low", "accuracy_high", *last_columns])
+    writer.writerow(["rank", "trial", "state", *fields, shown, f"{shown}_low", f"{shown}_high", *last_columns])
     for row in rows:
         values = [format_argument(row["values"].get(name)) for name in fields]
-        interval = row["accuracy_interval"] or (None, None)
+        interval = row[f"{shown}_interval"] or (None, None)
         last_cells = (row.get(name) for name in last_columns)
-        writer.writerow([row["rank"], row["trial"], row["state"], *values, row["accuracy"], *interval, *last_cells])
+        writer.writerow([row["rank"], row["trial"], row["state"], *values, row[shown], *interval, *last_cells])
     return buffer.getvalue()
 
 
@@ -165,11 +174,22 @@ def describe_trial(config: SweepConfig, row: Row) -> str:
     trial = f"trial {row['trial']}  {values}: "
     if row["state"] == "failed":
         return f"{trial}failed: {row['error'].split('; ')[0]}"  # the table has the whole sentence
-    low, high = row["accuracy_interval"]
     epochs = f"pruned after {row['epochs']} epochs" if row["state"] == "pruned" else f"{row['epochs']} epochs"
-    scores = f"accuracy {row['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+    scores = [describe_score(row, config.shown_score)]
     if config.metric == "balanced_accuracy":
-        scores = f"balanced accuracy {row['balanced_accuracy']:.4f}, {scores}"
+        scores.append(describe_score(row, "accuracy"))
     if config.metric == "loss":
-        scores = f"loss {row['loss']:.4f}, {scores}"
-    return f"{trial}{scores}, {epochs}, {row['seconds']:.0f} s"
+        scores.insert(0, f"loss {row['loss']:.4f}")
+    return f"{trial}{', '.join(scores)}, {epochs}, {row['seconds']:.0f} s"
+
+
+def describe_score(row: Row, name: str) -> str:
+    """Returns a score of a trial with its interval, if it has one."""
+    interval = row[f"{name}_interval"]
+    ends = "" if interval is None else f" ({format_score(interval[0])} to {format_score(interval[1])})"
+    return f"{TITLES[name]} {format_score(row[name])}{ends}"
+
+
+def format_score(score: float) -> str:
+    """Returns a score with four decimals, or a number above 10 with four digits."""
+    return f"{score:.4f}" if abs(score) < 10 else f"{score:.4g}"

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from vitrail.machine import pick_device
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.result import Run
 from vitrail.runs.train import train
-from vitrail.sweeps.config import Metric, Pruner, Sampler, SweepConfig
+from vitrail.sweeps.config import Pruner, Sampler, SweepConfig
 from vitrail.sweeps.folder import SweepFolder
+from vitrail.sweeps.metrics import Metric
 from vitrail.sweeps.options import SweepOptions, new_sweep, resume_sweep
 from vitrail.sweeps.progress import run_trials
 from vitrail.sweeps.results import write_table
@@ -88,7 +89,8 @@ def sweep(
     tasks of a Ray cluster; a script with several `processes` needs the usual `if __name__ == "__main__":`.
 
     `sampler` is tpe or random; a space with no more points than `trials` is tried in full. `pruner` stops trials early:
-    median, hyperband or none. `metric` is accuracy, balanced_accuracy or loss. `resume` continues a sweep, or joins one
+    median, hyperband or none. `metric` is what the trials are compared by: accuracy, balanced_accuracy or loss, by the
+    task also map, quadratic_kappa, mae or r2. `resume` continues a sweep, or joins one
     that other processes work on; a larger `trials` extends it. `score_test` scores the best trial on test. Other
     options are as in `train`. Raises `VitrailError` for errors in the data, and if one stops every trial.
     """
@@ -160,9 +162,10 @@ def write_results(folder: SweepFolder, study: SweepStudy) -> SweepResult:
     config = folder.load_config()
     with folder.lock():
         result = write_table(folder, config, study, importance=field_importances(study, config))
-    if config.pictures and any(row["accuracy"] is not None for row in result["rows"]):
-        draw_slices(config.space, result["rows"], folder.path / "slices.png")
-        draw_parallel(config.space, result["rows"], folder.path / "parallel.png")
+    rows, score = cast(Sequence[Mapping[str, Any]], result["rows"]), config.shown_score
+    if config.pictures and any(row[score] is not None for row in rows):
+        draw_slices(config.space, rows, score, folder.path / "slices.png")
+        draw_parallel(config.space, rows, score, folder.path / "parallel.png")
     return result
 
 

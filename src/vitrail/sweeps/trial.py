@@ -1,10 +1,10 @@
 """A trial: an ordinary run with the values of one point, reported to the study."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitrail import console
 from vitrail.callbacks.base import Callback, CallbackState, EndRun
@@ -18,8 +18,10 @@ from vitrail.runs.train import train
 from vitrail.runs.training_run import Row
 from vitrail.sweeps.config import SweepConfig
 from vitrail.sweeps.lease import Lease
+from vitrail.sweeps.metrics import TASK_METRICS
 from vitrail.sweeps.space import values_to_changes
 from vitrail.sweeps.study import SweepStudy
+from vitrail.tasks import SINGLE_LABEL, TASKS
 from vitrail.training.recipe import Recipe
 from vitrail.training.step_stats import TrainingDiverged
 
@@ -166,14 +168,10 @@ def report_epochs(job: TrialJob) -> None:
 
 def final_scores(job: TrialJob, result: RunResult) -> dict[str, Any]:
     """Returns the scores of a complete trial."""
-    scores = result["validation"]
+    scores = cast(Mapping[str, Any], result["validation"])
+    names = TASK_METRICS[job.config.task].scores
     return {
-        "accuracy": scores["accuracy"],
-        "accuracy_interval": scores["accuracy_interval"],
-        "balanced_accuracy": scores["balanced_accuracy"],
-        "balanced_accuracy_interval": scores["balanced_accuracy_interval"],
-        "macro_f1": scores["macro_f1"],
-        "macro_f1_interval": scores["macro_f1_interval"],
+        **{key: scores[key] for name in names for key in (name, f"{name}_interval")},
         "loss": scores["loss"],
         "epochs": max((row.get("epoch", 0) for row in job.run.load_metrics()), default=0),
         "seconds": result["seconds"],
@@ -181,15 +179,15 @@ def final_scores(job: TrialJob, result: RunResult) -> dict[str, Any]:
 
 
 def scores_so_far(job: TrialJob) -> dict[str, Any]:
-    """Returns the scores of the best epoch of a pruned trial."""
-    rows, images = job.run.load_metrics(), job.config.validation_images
-    best = max(rows, key=lambda row: (row[f"validation_{job.recipe.selection_metric}"], -row["validation_loss"]))
-    accuracy = best["validation_accuracy"]
+    """Returns the scores of the best epoch of a pruned trial; only accuracy has an interval."""
+    rows, images, task = job.run.load_metrics(), job.config.validation_images, job.config.task
+    selection = job.recipe.selection_metric if task == SINGLE_LABEL else TASKS[task].score
+    best = max(rows, key=lambda row: (row[f"validation_{selection}"], -row["validation_loss"]))
+    scores: dict[str, Any] = {name: best.get(f"validation_{name}") for name in TASK_METRICS[task].metrics}
+    if (accuracy := scores.get("accuracy")) is not None:
+        scores["accuracy_interval"] = list(wilson_interval(round(accuracy * images), images))
     return {
-        "accuracy": accuracy,
-        "accuracy_interval": list(wilson_interval(round(accuracy * images), images)),
-        "balanced_accuracy": best.get("validation_balanced_accuracy"),
-        "loss": best["validation_loss"],
+        **scores,
         "epochs": rows[-1]["epoch"],
         "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
     }
