@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,3 +344,13 @@ def test_logits_restore_the_mode_of_each_module_and_set_no_other(run: vitrail.Ru
     clf.logits(x)
     assert names.count("training") == 2 * len(list(clf.vit.blocks[0].modules()))  # to eval mode, and back
     assert all(module.training for module in clf.vit.blocks[0].modules()) and not clf.vit.blocks[1].training
+
+
+def test_loading_and_predicting_does_not_import_the_compiler_of_torch(prepared_vitrail: list[str]):
+    """A draw on the meta device would: 900 modules, more than a second of CPU time, and 140 MB in every process."""
+    code = (
+        "import sys, numpy, vitrail; clf = vitrail.load('cifar10-small'); "
+        "clf.predict(numpy.zeros((32, 32, 3), numpy.uint8)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([*prepared_vitrail, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

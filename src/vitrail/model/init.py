@@ -21,7 +21,9 @@ EMBEDDING_NAMES = ("prefix", "position.grid", "pool.query")
 def initialize(
     vit: nn.Module, *, std: float = 0.02, patch_init_std: float | None = None, zero_init_residual: bool = False
 ) -> None:
-    """Draws every parameter of a ViT from torch's global generator."""
+    """Draws every parameter of a ViT from torch's global generator; on the meta device there are no values to draw."""
+    if next(vit.parameters()).is_meta:
+        return  # a draw there imports 900 modules of torch, which takes over a second
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
