@@ -1,6 +1,7 @@
 """Explains images: weights + image -> a map over the patches, with the settings that made it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def explain_batch(
     `explain`. Long batches are split, so memory does not grow with the batch.
     """
     return explain_batch_views(classifier, pixels_BCHW, [(layer, head)], method=method, target=target, query=query)[0]
+
+
+def explain_with_padding(
+    classifier: Classifier, pixels_BCHW: Tensor, *, method: str = DEFAULT_METHOD, target: Target = None
+) -> list[Explanation]:
+    """Returns what `explain_batch` does, with the values on padding, which an exported graph has too."""
+    whole = replace(classifier, preprocess=replace(classifier.preprocess, fit="stretch"))
+    return explain_batch(whole, pixels_BCHW, method=method, target=target)
 
 
 def explain_batch_views(

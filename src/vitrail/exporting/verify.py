@@ -14,7 +14,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.comparison import EXACT, Comparison, Tolerance, compare
 from vitrail.errors import VitrailError
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_with_padding
 from vitrail.explanation.recording import recording
 from vitrail.export_documents import DifferenceKey, VerificationDocument
 from vitrail.exporting.probes import Probes
@@ -248,10 +248,10 @@ def probe_targets(classifier: Classifier) -> list[tuple[int, int | None]]:
 def compare_maps(
     classifier: Classifier, run: RunProgram, pixels: Tensor, label: int, other: int | None = None
 ) -> Comparison:
-    """Compares the maps (B, h, w) of a class index, alone or compared with another, with those of `explain_batch`."""
+    """Compares the maps (B, h, w) of a class index, alone or compared with another, with `explain_with_padding`."""
     indexed = replace(classifier, classes=tuple(map(str, range(classifier.vit.config.classes))))
     target = str(label) if other is None else (str(label), str(other))
-    maps = np.stack([explanation.map for explanation in explain_batch(indexed, pixels, target=target)])
+    maps = np.stack([explanation.map for explanation in explain_with_padding(indexed, pixels, target=target)])
     target_BY = torch.zeros(len(pixels), len(indexed.classes))
     target_BY[:, label] = 1
     if other is not None:

@@ -135,6 +135,7 @@ def describe_classifier(classifier: Classifier, model: str, title: str | None) -
         "channels": config.channels,
         "parameters": sum(parameter.numel() for parameter in classifier.vit.parameters()),
         "preprocess": classifier.preprocess.to_json(),
+        "paddingColor": classifier.preprocess.mean_color,
         "temperature": classifier.temperature,
         "answer": TASKS[classifier.task].answer,
         "thresholds": list(classifier.thresholds or [DEFAULT_THRESHOLD] * len(classifier.classes)),

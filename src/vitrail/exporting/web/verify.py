@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.comparison import Comparison, Tolerance
 from vitrail.errors import VitrailError
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_with_padding
 from vitrail.explanation.inputs import embed_images
 from vitrail.explanation.recording import recording
 from vitrail.exporting.web.graphs import Graphs, RunGraph
@@ -138,12 +138,12 @@ def explain(classifier: Classifier, pixels_1CHW: Tensor, label: int, against: in
     """Returns the classifier's map (h, w)."""
     names = classifier.classes
     target = names[label] if against is None else (names[label], names[against])
-    return torch.from_numpy(explain_batch(classifier, pixels_1CHW, target=target)[0].map)
+    return torch.from_numpy(explain_with_padding(classifier, pixels_1CHW, target=target)[0].map)
 
 
 def explain_attention(classifier: Classifier, pixels_1CHW: Tensor) -> Tensor:
     """Returns the classifier's attention of the prediction in the last layer (h, w)."""
-    return torch.from_numpy(explain_batch(classifier, pixels_1CHW, method="attention")[0].map)
+    return torch.from_numpy(explain_with_padding(classifier, pixels_1CHW, method="attention")[0].map)
 
 
 def read_attention(classifier: Classifier, attention_LNTT: np.ndarray, readout_T: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import { info, patchCount, pixelShape } from "./info.js";
 import { rank } from "./math.js";
 import { startModel, SupersededError } from "./model.js";
 import { CURVE_STEPS, hiddenCount, remainingPatches } from "./occlusion.js";
+import { blankPadding } from "./padding.js";
 import { comparedLabel, explainedLabel, mapKey, probabilities } from "./selectors.js";
 import { getState, update, updateImage } from "./store.js";
 
@@ -83,7 +84,7 @@ export async function refresh() {
     if (!outputs || getState().image.id !== image.id) return;
     const { maps, precomputedKey } = getState().image;
     updateImage(image.id, {
-      maps: { ...maps, [key]: outputs.map },
+      maps: { ...maps, [key]: blankPadding(outputs.map, image.pixels) },
       precomputedKey: precomputedKey === key ? null : precomputedKey,
     });
     if (!isCurrent()) return;

@@ -1,6 +1,8 @@
 // Numbers and maps as text; `summarizeMap` gives the sentence of `Explanation.summary` in Python.
 
+import { info } from "./info.js";
 import { rank, splitInThirds, sum } from "./math.js";
+import { countContent } from "./padding.js";
 
 export const percent = (fraction, digits = 0) => `${(100 * fraction).toFixed(digits)}\u00a0%`;
 
@@ -43,11 +45,11 @@ export function locateEvidence(map, [h, w]) {
   return { patches, ...strongest };
 }
 
-export function summarizeMap(question, probability, method, map, grid) {
+export function summarizeMap(question, probability, method, map, pixels) {
   const start = `${question} (${(100 * probability).toFixed(0)}%, ${method}): `;
-  const located = locateEvidence(map, grid);
+  const located = locateEvidence(map, info.grid);
   if (!located) return `${start}nothing in the image`;
   const { patches, area, fraction } = located;
   const share = `${(100 * fraction).toFixed(0)}%`;
-  return `${start}half of it is in ${patches} of ${grid[0] * grid[1]} patches, most in the ${area} (${share})`;
+  return `${start}half of it is in ${patches} of ${countContent(pixels)} patches, most in the ${area} (${share})`;
 }

@@ -1,9 +1,10 @@
 // The map that is shown and its caption: { map, isSigned, method, caption, unit }; without a map, a caption alone.
 
 import { classColor } from "./colors.js";
-import { info, patchCount } from "./info.js";
+import { info } from "./info.js";
 import { attentionMap, lensMap } from "./maps.js";
 import { rank } from "./math.js";
+import { countContent } from "./padding.js";
 import {
   attentionDirection,
   comparedLabel,
@@ -47,7 +48,7 @@ const question = (state) => {
 function evidenceView(state) {
   const map = currentMap(state);
   if (!map) return { map: null, isSigned: true, caption: "The map appears when the model has loaded." };
-  const summary = summarizeMap(question(state), explainedProbability(state), info.method, map, info.grid);
+  const summary = summarizeMap(question(state), explainedProbability(state), info.method, map, state.image.pixels);
   const caption = `${capitalize(summary)}.${describeValue(state, map)}`;
   return { map, isSigned: true, method: info.method, caption, unit: "contribution to the log-odds" };
 }
@@ -62,10 +63,9 @@ function attentionView(state) {
 }
 
 function layersView(state) {
-  const { lens } = state.image;
-  if (!lens) return { map: null, isSigned: true, caption: "The layers appear when the model has loaded." };
-  const map = lensMap(lens, state.layer, explainedLabel(state), comparedLabel(state));
-  const summary = summarizeMap(question(state), explainedProbability(state), LENS, map, info.grid);
+  if (!state.image.lens) return { map: null, isSigned: true, caption: "The layers appear when the model has loaded." };
+  const map = lensMap(state.image, state.layer, explainedLabel(state), comparedLabel(state));
+  const summary = summarizeMap(question(state), explainedProbability(state), LENS, map, state.image.pixels);
   const caption = `Layer ${state.layer}: ${summary}.${describeValue(state, map)}`;
   const unit = comparedLabel(state) === null ? "logit above the mean of all classes" : "difference of logits";
   return { map, isSigned: true, method: LENS, caption, unit };
@@ -85,7 +85,7 @@ function describeAttention(state, map, prefixSum) {
   const start = `Layer ${state.layer}, ${state.head === -1 ? "mean of all heads" : `head ${state.head}`}: `;
   const located = locateEvidence(map, info.grid);
   const verb = direction === "to" ? "goes to" : "comes from";
-  const spread = located ? `half of it ${verb} ${located.patches} of ${patchCount} patches` : "";
+  const spread = located ? `half of it ${verb} ${located.patches} of ${countContent(state.image.pixels)} patches` : "";
   const tokens = info.prefix > 1 ? `the ${info.prefix} tokens without a patch` : "the token without a patch";
   const rest = prefixSum > 0.005 && direction === "to" ? `; ${percent(prefixSum)} goes to ${tokens}` : "";
   if (patch === null) {

@@ -25,7 +25,7 @@ export function renderLayers(state) {
   for (const button of byId("layers-list").querySelectorAll("button")) {
     const layer = Number(button.dataset.layer);
     button.setAttribute("aria-pressed", String(layer === state.layer));
-    const map = lensMap(lens, layer, explainedLabel(state), comparedLabel(state));
+    const map = lensMap(state.image, layer, explainedLabel(state), comparedLabel(state));
     drawTile(button.querySelector("canvas"), map, info.grid, true, state.patch);
     const logits = layerLogits.subarray(layer * classes, (layer + 1) * classes);
     const best = rank(logits)[0];
