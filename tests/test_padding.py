@@ -9,7 +9,7 @@ import torch
 from test_explain import classifier
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_batch, explain_with_padding
 from vitrail.explanation.methods import METHODS
 from vitrail.explanation.padding import content_patches
 
@@ -72,12 +72,11 @@ def test_no_map_marks_padding(method):
 
 
 def test_the_padded_share_of_attention_is_stated():
-    """Compared with the same maps of a classifier for which the bars are a part of the photo."""
+    """Compared with the same maps where the bars count as photo, as they do in an exported graph."""
     clf = classifier()
     pixels = padded_batch(clf)
-    clf.preprocess = replace(clf.preprocess, fit="stretch")
-    whole = explain_batch(clf, pixels, method="attention")
-    clf.preprocess = replace(clf.preprocess, fit="pad")
+    whole = explain_with_padding(clf, pixels, method="attention")
+    assert all(each.content is None for each in whole)
     masked = explain_batch(clf, pixels, method="attention")
     for one, other in zip(whole, masked, strict=True):
         content = other.content_patches
