@@ -365,6 +365,8 @@ def test_train_and_evaluate_divide_alike_and_score_groups(
         other = json.loads(capsys.readouterr().out)
         assert [prediction["path"] for prediction in other["predictions"]] == scored, "the same images are scored"
         assert other["groups"]["groups"] == (groups or len({Path(path).stem[-1] for path in scored}))
+        in_python = vitrail.evaluate(tmp_path / "run", patients, group_pattern=pattern).summary()
+        assert in_python["groups"] == other["groups"]
     assert main(["evaluate", str(tmp_path / "run"), str(patients), "--group-pattern", "([xyz])", "--json"]) == 1
     assert "finds no group in" in json.loads(capsys.readouterr().out)["error"]
 

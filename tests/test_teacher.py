@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import kills
 import vitrail
 from conftest import fill
 from kills import kill_runs
+from test_tasks import StopAt
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.unlabeled import NO_CLASS
 from vitrail.errors import UsageError, VitrailError
 from vitrail.exporting.model_card import write_model_card
 from vitrail.model.config import ViTConfig
@@ -20,13 +23,20 @@ from vitrail.model.vit import ViT
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.result import describe_teaching
 from vitrail.runs.teacher import translate_images
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import MULTI_LABEL, REGRESSION
 from vitrail.training.losses import StepBatch
 from vitrail.training.recipe import Recipe
 from vitrail.training.teacher import (
     Teacher,
     feature_loss,
+    hard_label_loss,
     hard_loss,
+    has_label,
     look_up,
+    number_loss,
+    prepare_labels,
+    soft_label_loss,
     soft_loss,
     split_logits,
     without_projection,
@@ -84,6 +94,29 @@ def test_the_hard_loss_is_that_of_the_teachers_class():
     student, teacher = torch.randn(6, 4), torch.randn(6, 4)
     expected = cross_entropy(student, teacher.argmax(1)).mean()
     assert hard_loss(student, teacher, 9.0).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_losses_of_labels_and_numbers(temperature: float):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    q, p = ((each / temperature).sigmoid() for each in (student, teacher))
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert float(soft_label_loss(student, teacher, temperature)) == pytest.approx(temperature**2 * float(kl.mean()))
+    assert abs(float(soft_label_loss(teacher, teacher, temperature))) < 1e-12
+    right = torch.where(teacher >= 0, student.sigmoid(), 1 - student.sigmoid())
+    assert float(hard_label_loss(student, teacher, temperature)) == pytest.approx(-float(right.log().mean()))
+    assert float(number_loss(student, teacher, temperature)) == pytest.approx(
+        float((student - teacher).square().mean())
+    )
+
+
+def test_labels_of_a_teachers_images_tell_those_without():
+    several = prepare_labels(np.array([[1, 0], [NO_CLASS, NO_CLASS], [0, 0]]), None)
+    assert has_label(several).tolist() == [True, False, True] and several[0].tolist() == [1, 0]
+    numbers = prepare_labels(np.array([[-1.0], [np.nan], [3.0]]), TargetScale((1.0,), (2.0,)))
+    assert has_label(numbers).tolist() == [True, False, True] and numbers[[0, 2], 0].tolist() == [-1, 1]
+    assert has_label(prepare_labels(np.array([0, NO_CLASS]), None)).tolist() == [True, False]
 
 
 def test_the_feature_loss_is_that_of_the_paper():
@@ -302,12 +335,64 @@ def test_a_teacher_of_gray_images_is_refused(data: Path, tmp_path: Path):
         vitrail.train(data, out=tmp_path / "run", teacher=gray, **SHORT)
 
 
-def test_several_labels_per_image_are_refused(data: Path, teacher: Path, tmp_path: Path):
-    rows = [f"{path},{'red;green' if i % 2 else 'red'}" for i, path in enumerate(sorted(data.rglob("*.png")))]
-    table = tmp_path / "labels.csv"
-    table.write_text("\n".join(["path,labels", *rows]))
-    with pytest.raises(UsageError, match="a teacher teaches one class per image"):
+def write_table(data: Path, task: str, path: Path) -> Path:
+    """Writes the images with labels (a color, and odd or not), or with two numbers."""
+    files = sorted(data.rglob("*.png"))
+    if task == MULTI_LABEL:
+        rows = [f"{each},{each.parent.name}{';odd' if i % 2 else ''}" for i, each in enumerate(files)]
+    else:
+        rows = [f"{each},{i + 0.5},{1000 - 3 * i}" for i, each in enumerate(files)]
+    path.write_text("\n".join(["path,label" if task == MULTI_LABEL else "path,first,second", *rows]))
+    return path
+
+
+@pytest.mark.parametrize("sees", ["image", "batch"])
+@pytest.mark.parametrize(("task", "score"), [(MULTI_LABEL, "map"), (REGRESSION, "r2")])
+def test_a_student_learns_several_labels_and_numbers(
+    data: Path, unlabeled: Path, tmp_path: Path, task: str, score: str, sees: str
+):
+    table = write_table(data, task, tmp_path / "table.csv")
+    options = {**SHORT, "flip": 0.0}
+    teacher = vitrail.train(table, out=tmp_path / "teacher", **options)
+    options |= {"teacher": teacher.folder, "unlabeled": unlabeled, "teacher_sees": sees, "seed": 3}
+    whole = vitrail.train(table, out=tmp_path / "whole", **options)
+    rows = {row["model"]: row for row in whole.result["teaching"]}
+    assert rows["teacher"][score] == pytest.approx(teacher.result["test"][score], abs=1e-6)
+    assert rows["student"][score] == whole.result["test"][score]
+    assert {"map": "mAP", "r2": "R2"}[score] in describe_teaching(whole.result["teaching"])[0]
+    assert f"{rows['teacher'][score]:.4f}" in describe_teaching(whole.result["teaching"])[1]
+    if sees == "image":
+        answers = load_file(whole.folder / "teacher.safetensors")["features"][-12:]
+        theirs = teacher.classifier.predict(sorted(unlabeled.rglob("*.png"))).logits.double()
+        if task == REGRESSION:
+            theirs = whole.classifier.target_scale.standardize(theirs)
+        torch.testing.assert_close(answers, theirs.float(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(VitrailError, match="stopped at step"):
+        vitrail.train(table, out=tmp_path / "run", callbacks=[StopAt(3)], **options)
+    resumed = vitrail.train(table, out=tmp_path / "run", resume=True, report=False)
+    for name, tensor in whole.classifier.vit.state_dict().items():
+        assert torch.equal(tensor, resumed.classifier.vit.state_dict()[name]), name
+
+
+def test_a_teacher_of_another_task_teaches_features_only(data: Path, teacher: Path, tmp_path: Path):
+    table = write_table(data, MULTI_LABEL, tmp_path / "labels.csv")
+    with pytest.raises(
+        UsageError, match="gives each image one class, and each of these images has any number"
+    ) as caught:
         vitrail.train(table, out=tmp_path / "run", teacher=teacher, **SHORT)
+    assert "distillation features" in caught.value.hint
+    run = vitrail.train(table, out=tmp_path / "run", teacher=teacher, distillation="features", **{**SHORT, "epochs": 1})
+    rows = {row["model"]: row for row in run.result["teaching"]}
+    assert "map" not in rows["teacher"] and rows["linear probe of the teacher"]["map"] > 0
+    numbers = write_table(data, REGRESSION, tmp_path / "numbers.csv")
+    teaching = vitrail.train(numbers, out=tmp_path / "numbers", **{**SHORT, "epochs": 1}).folder
+    for changes, sentence in (
+        ({"distillation": "hard"}, "numbers have no most probable class"),
+        ({"teacher_temperature": 3.0}, "a temperature changes probabilities"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            vitrail.train(numbers, out=tmp_path / "student", teacher=teaching, **SHORT, **changes)
+    assert not (tmp_path / "student").exists()
 
 
 def test_a_resumed_run_needs_the_same_teacher_and_images(data: Path, teacher: Path, unlabeled: Path, tmp_path: Path):

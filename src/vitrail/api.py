@@ -114,7 +114,14 @@ def open_torch_model(model: str | Path | Classifier) -> Classifier:
     return model if isinstance(model, Classifier) else load(model)
 
 
-def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics: Sequence[str] = ()) -> AnyEvaluation:
+def evaluate(
+    model: Model,
+    data: Data,
+    *,
+    skip_unreadable: bool = False,
+    metrics: Sequence[str] = (),
+    group_pattern: str | None = None,
+) -> AnyEvaluation:
     """Returns the scores of a classifier on labeled images: the test split, else validation, else all images.
 
     They are an `Evaluation`, a `MultiLabelEvaluation` of several labels, or a `NumberEvaluation` of numbers.
@@ -123,9 +130,11 @@ def evaluate(model: Model, data: Data, *, skip_unreadable: bool = False, metrics
     a classifier of any module from images to logits.
     Raises `ImageError` for an unreadable image; with `skip_unreadable` such images are counted and skipped.
     `metrics` names metrics to compute besides: `balanced_accuracy`, `macro_f1`, and those that plugins register.
+    `group_pattern` is a regular expression with one capture group, which finds the group of an image in its name:
+    intervals and scores by group are then over groups.
     """
     classifier = open_model(model)
-    scored = open_scored_images(classifier, data, skip_unreadable)
+    scored = open_scored_images(classifier, data, skip_unreadable, group_pattern)
     return evaluate_any(
         classifier,
         scored.images,

@@ -11,7 +11,7 @@ from vitrail.fold_documents import FoldSummary
 from vitrail.image_documents import UnlikeEvaluation, UnreadableFile
 from vitrail.label_documents import MultiLabelScores
 from vitrail.number_documents import NumberScores
-from vitrail.probe_documents import ProbeDocument
+from vitrail.probe_documents import ProbeDocument, TaskScores
 
 SettingValue = str | int | float | bool | None  # of a field of the recipe
 
@@ -207,13 +207,11 @@ class EarlyStop(TypedDict):
     reason: str
 
 
-class TeachingRow(TypedDict):
+class TeachingRow(TaskScores):
     """A model beside its teacher or student; images per second of the model alone, on the machine of the run."""
 
     model: str
     images_per_second: float
-    accuracy: NotRequired[float]
-    accuracy_interval: NotRequired[list[float]]
     parameters: NotRequired[int]
 
 

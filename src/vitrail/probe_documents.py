@@ -3,8 +3,8 @@
 from typing import NotRequired, TypedDict
 
 
-class ProbeScores(TypedDict):
-    """The scores of a probe: those of its task, with 95% intervals; empty if no image is held out.
+class TaskScores(TypedDict):
+    """The main scores of a task, with 95% intervals.
 
     Classes have accuracy, grades also kappa; several labels have mAP, F1 and subset accuracy, numbers the mean absolute
     error and R2.
@@ -24,6 +24,11 @@ class ProbeScores(TypedDict):
     mae_interval: NotRequired[list[float] | None]
     r2: NotRequired[float]
     r2_interval: NotRequired[list[float] | None]
+
+
+class ProbeScores(TaskScores):
+    """The scores of a probe; empty if no image is held out."""
+
     optimistic: NotRequired[bool]
     images: NotRequired[int]
 

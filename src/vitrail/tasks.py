@@ -88,9 +88,8 @@ TASKS: dict[str, Task] = {
         activation="sigmoid",
         to_probabilities=lambda logits: logits.sigmoid(),
         to_probabilities_array=sigmoid,
-        count_correct=lambda logits_BY, labels_BY: ((logits_BY > 0) == labels_BY.bool()).all(1).sum(),
+        count_correct=lambda logits_BY, labels_BY: ((logits_BY > 0) == labels_BY).all(1).sum(),
         refusals={
-            "teacher": "a teacher teaches one class per image, and these have several labels",
             "faithfulness": "faithfulness is scored for images with one class, and these have several labels",
             "module": "a model that is not a ViT is trained for one class per image, and these have several labels",
             "balance=sampler": "balance sampler draws images by their class, and these have several labels; balance "
@@ -128,7 +127,6 @@ TASKS: dict[str, Task] = {
             "metric": "named metrics are for classes, and this model predicts numbers",
             "top": "--top counts the most probable classes, and this model predicts numbers",
             "annotations": "files for COCO, FiftyOne and Label Studio have classes, and this model predicts numbers",
-            "teacher": "a teacher teaches classes, and these images have numbers",
             "tta": "test-time augmentation averages probabilities, and this model predicts numbers",
             "labeling": "images are ranked by the margin between classes, and this model predicts numbers",
             "unlike": "unlike images are compared by probabilities, and this model predicts numbers",

@@ -84,7 +84,10 @@ def digest(images: Images) -> str:
 
 
 def join_images(labeled: Images, unlabeled: Images) -> Images:
-    """Returns the labeled images, then the unlabeled ones, with the classes of the first."""
+    """Returns the labeled images, then the unlabeled ones, with the classes of the first.
+
+    The others have the label `NO_CLASS`, or rows of it; in place of numbers NaN.
+    """
     first, second = labeled.pixels, unlabeled.pixels
     pixels: Pixels
     if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape[1:] == second.shape[1:]:
@@ -93,11 +96,15 @@ def join_images(labeled: Images, unlabeled: Images) -> Images:
         pixels = [*first, *second]
     else:
         pixels = Chain(first, second)
+    labels = unlabeled.labels
+    if labeled.labels.ndim == 2:  # several labels, or numbers
+        missing = np.nan if labeled.labels.dtype.kind == "f" else NO_CLASS
+        labels = np.full((len(unlabeled), labeled.labels.shape[1]), missing)
     return replace(
         labeled,
         pixels=pixels,
         names=[*labeled.names, *unlabeled.names],
-        labels=np.concatenate([labeled.labels, unlabeled.labels]),
+        labels=np.concatenate([labeled.labels, labels]),
         locations=[*labeled.paths, *unlabeled.paths],
         groups=None,
     )

@@ -1,12 +1,13 @@
-"""The scores of a probe of features, by task."""
+"""The main scores of a task: those of probes, and of teachers."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from vitrail.evaluation.outcomes import AnyEvaluation
-from vitrail.probe_documents import ProbeScores
+from vitrail.probe_documents import ProbeScores, TaskScores
 from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
-SCORES = {  # what a probe says of itself, by task
+SCORES = {  # by task
     SINGLE_LABEL: ("accuracy",),
     MULTI_LABEL: ("map", "macro_f1", "micro_f1", "accuracy"),
     GRADES: ("accuracy", "quadratic_kappa"),
@@ -27,10 +28,13 @@ def summarize_scores(evaluation: AnyEvaluation | None) -> ProbeScores:
     """Returns the `SCORES` of the task with intervals, and the number of images; empty without an evaluation."""
     if evaluation is None:
         return {}
-    summary: dict[str, Any] = {**evaluation.summary()}
+    return cast(ProbeScores, {**pick_scores(evaluation.summary()), "images": evaluation.images})
+
+
+def pick_scores(summary: Mapping[str, Any]) -> TaskScores:
+    """Returns the `SCORES` of the task of a summary, with intervals."""
     names = SCORES[summary.get("task", SINGLE_LABEL)]
-    scores = {key: summary[key] for name in names for key in (name, f"{name}_interval")}
-    return cast(ProbeScores, {**scores, "images": evaluation.images})
+    return cast(TaskScores, {key: summary[key] for name in names for key in (name, f"{name}_interval")})
 
 
 def describe_probe_scores(scores: ProbeScores) -> str:

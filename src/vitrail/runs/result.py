@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from vitrail.callbacks.base import Callback, CallbackState
 from vitrail.classifier import Classifier
@@ -20,7 +20,7 @@ from vitrail.runs.probes import describe_probes
 from vitrail.tasks import MULTI_LABEL, REGRESSION, TASKS
 from vitrail.training.advice import describe_early_stop
 
-SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy", "quadratic_kappa": "quadratic weighted kappa", "r2": "R2"}
+SCORE_NAMES = {"map": "mAP", "quadratic_kappa": "quadratic weighted kappa", "r2": "R2", "accuracy": "accuracy"}
 ResultCallback = Callable[[Path, RunResult], None]  # gets the run folder and the content of result.json
 
 
@@ -106,12 +106,16 @@ def describe_result(result: RunResult) -> list[str]:
 
 def describe_teaching(rows: Sequence[TeachingRow]) -> list[str]:
     """Returns the table as lines of text."""
-    lines = [f"{'':28}{'accuracy (95% interval)':27}{'images/s':>10}{'parameters':>14}{'float32':>11}"]
-    for row in rows:
+    scored: list[dict[str, Any]] = [{**row} for row in rows]
+    names = [name for name in SCORE_NAMES if any(name in row for row in scored)]
+    shown = names[0] if names else "accuracy"  # the score of the task comes first
+    lines = [f"{'':28}{SCORE_NAMES[shown] + ' (95% interval)':27}{'images/s':>10}{'parameters':>14}{'float32':>11}"]
+    for row, values in zip(rows, scored, strict=True):
         scores = "-"
-        if "accuracy" in row:
-            low, high = row["accuracy_interval"]
-            scores = f"{row['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+        if shown in values:
+            interval = values[f"{shown}_interval"]
+            ends = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+            scores = f"{values[shown]:.4f}{ends}"
         n = row.get("parameters")
         size = f"{n:>14,}{4 * n / 1e6:>8.1f} MB" if n is not None else f"{'-':>14}{'-':>11}"
         lines.append(f"{row['model']:28}{scores:27}{row['images_per_second']:>10,.0f}{size}")

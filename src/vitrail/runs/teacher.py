@@ -30,11 +30,11 @@ from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.start import Start
 from vitrail.runs.teacher_model import LoadedTeacher, answers_batches, choose_distillation
-from vitrail.tasks import refuse_task
+from vitrail.tasks import TASKS
 from vitrail.training.distributed import World
 from vitrail.training.losses import StepBatch
 from vitrail.training.recipe import Recipe
-from vitrail.training.teacher import Teacher, look_up
+from vitrail.training.teacher import Teacher, look_up, prepare_labels
 from vitrail.weights.artifact import weights_sha256
 from vitrail.weights.origin import read_origin
 
@@ -64,9 +64,9 @@ def check_teacher(start: Start, world: World) -> None:
     assert start.teacher is not None
     teacher = start.teacher
     recipe, classifier, splits = start.recipe, teacher.classifier, start.splits
-    refuse_task(splits.train.task, "teacher")
-    refuse_task(classifier.task, "teacher")
     name, kind = teacher.name, choose_distillation(teacher, recipe)
+    if kind != "features":
+        check_answers(name, classifier, splits.train.task, recipe)
     if teacher.baseline:
         check_baseline(teacher.baseline, splits.fingerprint)
     if recipe.train_on == "features":
@@ -94,6 +94,21 @@ def check_teacher(start: Start, world: World) -> None:
             raise UsageError("unlabeled images have no class to balance", "use balance weights or logits")
 
 
+def check_answers(name: str, classifier: BaseClassifier, task: str, recipe: Recipe) -> None:
+    """Raises `UsageError` if a teacher does not give what the images of a task have."""
+    theirs, ours = TASKS[classifier.task], TASKS[task]
+    if classifier.classes and theirs.answer != ours.answer:
+        raise UsageError(
+            f"{name} gives each image {theirs.description}, and each of these images has {ours.description}",
+            "use distillation features",
+        )
+    if ours.answer == "numbers":
+        if recipe.distillation == "hard":
+            raise UsageError("numbers have no most probable class, so they cannot be hard", "use distillation soft")
+        if recipe.teacher_temperature != Recipe().teacher_temperature:
+            raise UsageError("a temperature changes probabilities, and numbers have none", "leave it out")
+
+
 def check_baseline(baseline: str | Path, fingerprint: str) -> None:
     """Raises `UsageError` if a run is not finished, has a teacher, or was trained on other data."""
     folder = RunFolder(Path(baseline))
@@ -119,16 +134,18 @@ def prepare_teacher(start: Start, images: Images, folder: RunFolder, world: Worl
     if kind == "features":
         assert isinstance(teacher.classifier, Classifier)
         width = teacher.classifier.vit.config.pooled_width
-    labels_N = torch.from_numpy(images.labels.astype(np.int64))
+    student = start.classifier
+    scale = student.target_scale if isinstance(student, Classifier) else None
+    labels_N, answer_kind = prepare_labels(images.labels, scale), start.task.answer
     if answers_batches(start.recipe):
         answer = answer_batches(teacher, start, kind)
-        return Teacher(answer, labels_N, kind, width)
+        return Teacher(answer, labels_N, kind, width, answer_kind)
     path = folder.path / "teacher.safetensors"
     world.on_main(lambda: write_answers(path, teacher, start, kind, len(images)))
     answers_NA = read_cached(path, len(images))
     if answers_NA is None:
         raise VitrailError(f"{path} cannot be read", "the run folder must be on a disk that all processes share")
-    return Teacher(look_up(answers_NA), labels_N, kind, width)
+    return Teacher(look_up(answers_NA), labels_N, kind, width, answer_kind)
 
 
 def write_answers(path: Path, teacher: LoadedTeacher, start: Start, kind: str, n: int) -> None:
@@ -138,13 +155,14 @@ def write_answers(path: Path, teacher: LoadedTeacher, start: Start, kind: str, n
     parts = [start.splits.train, *([start.data.unlabeled] if start.data.unlabeled else [])]
     log(f"the teacher answers for {n:,} training images, once for each")
     answers = torch.cat([ask_teacher(teacher, part, start, kind) for part in parts])
+    answers = translate_answers(answers, teacher.classifier, start, kind)
     tensors = {"features": answers.contiguous()}  # the format of the feature cache
     metadata = {"vitrail": json.dumps({"sha256": weights_sha256(tensors)})}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def ask_teacher(teacher: LoadedTeacher, images: Images, start: Start, kind: str) -> Tensor:
-    """Returns the teacher's features of these images, or its logits in the order of the student's classes, (n, A).
+    """Returns the teacher's features of these images, or its logits or numbers in the order of the student's, (n, A).
 
     The features of a ViT are cached, so that a stopped run continues where it was.
     """
@@ -167,9 +185,30 @@ def ask_teacher(teacher: LoadedTeacher, images: Images, start: Start, kind: str)
 
 @torch.inference_mode()
 def apply_head(classifier: Classifier, features_ND: Tensor) -> Tensor:
-    """Returns the logits of features."""
+    """Returns the logits of features, or the numbers."""
     parts = [classifier.vit.head(part.to(classifier.device)).cpu() for part in torch.split(features_ND, HEAD_ROWS)]
-    return torch.cat(parts) / classifier.temperature
+    return finish_outputs(torch.cat(parts), classifier)
+
+
+def finish_outputs(outputs_BY: Tensor, classifier: TorchClassifier) -> Tensor:
+    """Returns the logits of a classifier for the outputs of its model, or its numbers in their units."""
+    if isinstance(classifier, Classifier) and classifier.target_scale:
+        return classifier.target_scale.restore(outputs_BY)
+    return outputs_BY / classifier.temperature
+
+
+def translate_answers(answers_NA: Tensor, classifier: BaseClassifier, start: Start, kind: str) -> Tensor:
+    """Returns a teacher's answers as the loss compares them.
+
+    Numbers are standardized as the student's. If several labels are hard, those that the teacher predicts are positive.
+    """
+    student = start.classifier
+    if kind == "soft" and isinstance(student, Classifier) and student.target_scale:
+        return student.target_scale.standardize(answers_NA.cpu()).to(answers_NA.device)
+    if kind == "hard" and start.task.answer == "labels" and classifier.thresholds:
+        thresholds = np.array(classifier.thresholds)[class_columns(classifier, start.splits.classes)]
+        return answers_NA - torch.tensor(np.log(thresholds) - np.log1p(-thresholds)).to(answers_NA)
+    return answers_NA
 
 
 def class_columns(classifier: BaseClassifier, classes: Sequence[str]) -> list[int]:
@@ -191,8 +230,8 @@ def answer_batches(teacher: LoadedTeacher, start: Start, kind: str) -> Callable[
             if kind == "features":
                 assert isinstance(classifier, Classifier)
                 return classifier.vit.features(images_BCHW)
-            logits_BY: Tensor = module(images_BCHW)
-            return logits_BY[:, columns] / classifier.temperature
+            answers_BY = finish_outputs(module(images_BCHW), classifier)[:, columns]
+            return translate_answers(answers_BY, classifier, start, kind)
 
     return answer
 

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 from vitrail.classifier import BaseClassifier, Classifier
 from vitrail.console import log
@@ -10,13 +11,15 @@ from vitrail.data.images import Images
 from vitrail.documents import Scores, TeachingRow
 from vitrail.evaluation.outcomes import AnyEvaluation
 from vitrail.evaluation.probe import make_evaluation, probe
+from vitrail.evaluation.probe_scores import pick_scores
 from vitrail.files import read_json_object
 from vitrail.loading import load_torch
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.start import Start
-from vitrail.runs.teacher import ask_teacher
+from vitrail.runs.teacher import ask_teacher, class_columns
 from vitrail.runs.teacher_model import LoadedTeacher
+from vitrail.tasks import TASKS
 
 TIMED_IMAGES = 32  # per batch
 TIMED_BATCHES = 3
@@ -27,7 +30,7 @@ def make_teaching_table(
 ) -> list[TeachingRow]:
     """Returns the rows of teacher, student, baseline and the linear probe of the teacher's features.
 
-    `scores` are the student's on the `images` of a split. A row has no accuracy if it has none there.
+    `scores` are the student's on the `images` of a split. A row has no scores if it has none there.
     """
     teacher = start.teacher
     assert teacher is not None
@@ -45,20 +48,23 @@ def make_teaching_table(
 
 
 def evaluate_teacher(teacher: LoadedTeacher, images: Images, start: Start) -> AnyEvaluation | None:
-    """Returns the scores of a teacher that has the classes of the data."""
-    if not set(start.splits.classes) <= set(teacher.classifier.classes):
+    """Returns the scores of a teacher that has the classes of the data, and gives the answers of their task."""
+    is_of_task = TASKS[teacher.classifier.task].answer == start.task.answer
+    if not is_of_task or not set(start.splits.classes) <= set(teacher.classifier.classes):
         return None
     logits = ask_teacher(teacher, images, start, "soft").numpy()
-    return make_evaluation(images, logits, start.splits.classes, ())
+    thresholds = teacher.classifier.thresholds
+    if thresholds:
+        thresholds = tuple(thresholds[i] for i in class_columns(teacher.classifier, start.splits.classes))
+    return make_evaluation(images, logits, start.splits.classes, (), thresholds)
 
 
 def make_row(name: str, classifier: BaseClassifier, scores: AnyEvaluation | Scores | None) -> TeachingRow:
     """Returns the row of a model, with its speed on this machine."""
+    summary = scores.summary() if isinstance(scores, AnyEvaluation) else scores
     row: TeachingRow = {"model": name, "images_per_second": measure_speed(classifier)}
-    if isinstance(scores, AnyEvaluation):
-        row["accuracy"], row["accuracy_interval"] = scores.accuracy, list(scores.accuracy_interval)
-    elif scores:
-        row["accuracy"], row["accuracy_interval"] = scores["accuracy"], list(scores["accuracy_interval"])
+    if summary:
+        row = cast(TeachingRow, {**row, **pick_scores({**summary})})
     if isinstance(classifier, Classifier | ModuleClassifier):
         row["parameters"] = sum(each.numel() for each in module_of(classifier).parameters())
     return row

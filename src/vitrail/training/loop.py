@@ -101,12 +101,13 @@ def prepare_micro_batch(
     seed_micro_batch(recipe.seed, state.step, index)
     images_BCHW = preprocess.normalize(micro_batch.pixels.to(device, non_blocking=True))
     labels_B = micro_batch.labels
-    if state.target_scale:
-        labels_B = state.target_scale.standardize(labels_B)
-    labels_B = labels_B.to(device, non_blocking=True)
     numbers_B = None
     if state.teacher:  # the loader gives numbers in place of labels
-        numbers_B, labels_B = labels_B[micro_batch.overlap :], state.teacher.find_labels(labels_B)
+        numbers_B = labels_B[micro_batch.overlap :].to(device, non_blocking=True)
+        labels_B = state.teacher.find_labels(labels_B)  # of an image with numbers: standardized
+    elif state.target_scale:
+        labels_B = state.target_scale.standardize(labels_B)
+    labels_B = labels_B.to(device, non_blocking=True)
     if scale < 1:
         images_BCHW = downscale(images_BCHW, scale, state.patch)
     images_BCHW, targets = mix_batch(recipe.augment, images_BCHW, labels_B, state.classes, micro_batch.overlap)

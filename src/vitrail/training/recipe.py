@@ -105,8 +105,9 @@ class Recipe:
     )
     distillation: DistillationName | None = option(
         None,
-        "what a student learns from its teacher (--teacher); soft: its probabilities; hard: its most probable class; "
-        "features: its pooled vectors; none: soft, or features if the teacher has no classes",
+        "what a student learns from its teacher (--teacher); soft: its probabilities or numbers; hard: its most "
+        "probable class, or its labels; features: its pooled vectors; none: soft, or features if the teacher has no "
+        "classes",
     )
     teacher_weight: float = option(0.9, "share of the teacher in the loss; the rest is of the labels", gt=0, le=1)
     teacher_temperature: float = option(2.0, "temperature of the probabilities of teacher and student", gt=0)

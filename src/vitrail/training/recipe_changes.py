@@ -118,8 +118,8 @@ class TrainChanges(ModelChanges, total=False):
     balance_strength: float
     """strength of balance; 1: all classes count alike; 0.5: each by the square root of its size"""
     distillation: Literal["soft", "hard", "features"] | None
-    """what a student learns from its teacher (--teacher); soft: its probabilities; hard: its most probable class;
-    features: its pooled vectors; none: soft, or features if the teacher has no classes"""
+    """what a student learns from its teacher (--teacher); soft: its probabilities or numbers; hard: its most probable
+    class, or its labels; features: its pooled vectors; none: soft, or features if the teacher has no classes"""
     teacher_weight: float
     """share of the teacher in the loss; the rest is of the labels"""
     teacher_temperature: float

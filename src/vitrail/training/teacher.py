@@ -1,7 +1,8 @@
 """Teachers: a trained model whose answers a student learns, besides the labels or instead of them.
 
 The loss of an image with a label is (1 - w) x the recipe's loss + w x the teacher's; that of an image without a label
-is w x the teacher's. w is the recipe's `teacher_weight`. What is compared is a row of `DISTILLATION_LOSSES`.
+is w x the teacher's. w is the recipe's `teacher_weight`. What is compared depends on the answer of the task and on the
+recipe's `distillation`: a row of `DISTILLATION_LOSSES`.
 """
 
 import copy
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from vitrail.data.unlabeled import NO_CLASS
 from vitrail.model.vit import ViT
 from vitrail.parts import part_name
+from vitrail.target_scale import TargetScale
+from vitrail.tasks import AnswerKind
 from vitrail.training.losses import StepBatch, StepLoss
 from vitrail.training.recipe import Recipe
 
@@ -46,10 +50,29 @@ def feature_loss(student_BD: Tensor, teacher_BD: Tensor, temperature: float) -> 
     return F.smooth_l1_loss(student_BD, F.layer_norm(teacher_BD, teacher_BD.shape[1:]), beta=2.0)
 
 
-DISTILLATION_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "soft": soft_loss,
-    "hard": hard_loss,
-    "features": feature_loss,
+def soft_label_loss(student_BY: Tensor, teacher_BY: Tensor, temperature: float) -> Tensor:
+    """T^2 x the mean over labels of the binary KL divergence at temperature T: `soft_loss` for each label alone."""
+    targets_BY = (teacher_BY / temperature).sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(student_BY / temperature, targets_BY)
+    entropy = F.binary_cross_entropy_with_logits(teacher_BY / temperature, targets_BY)
+    return (cross_entropy - entropy) * temperature**2
+
+
+def hard_label_loss(student_BY: Tensor, teacher_BY: Tensor, temperature: float) -> Tensor:
+    """Binary cross-entropy with the labels that the teacher predicts: those with a positive answer."""
+    return F.binary_cross_entropy_with_logits(student_BY, (teacher_BY >= 0).to(student_BY.dtype))
+
+
+def number_loss(student_BY: Tensor, teacher_BY: Tensor, temperature: float) -> Tensor:
+    """Mean squared error of the student's numbers from the teacher's, both standardized; they have no temperature."""
+    return F.mse_loss(student_BY, teacher_BY)
+
+
+DistillationLoss = Callable[[Tensor, Tensor, float], Tensor]
+DISTILLATION_LOSSES: dict[AnswerKind, dict[str, DistillationLoss]] = {
+    "class": {"soft": soft_loss, "hard": hard_loss, "features": feature_loss},
+    "labels": {"soft": soft_label_loss, "hard": hard_label_loss, "features": feature_loss},
+    "numbers": {"soft": number_loss, "features": feature_loss},
 }
 
 
@@ -61,9 +84,10 @@ class Teacher:
     """
 
     answer: Callable[[StepBatch], Tensor]  # logits (B, Y) or features (B, D) of a batch, on its device
-    labels_N: Tensor  # of the training images by number, int64; NO_CLASS for those without a label
-    distillation: str  # a row of `DISTILLATION_LOSSES`
+    labels_N: Tensor  # of the training images by number: int64 or float32 (N, Y); `has_label` tells those without
+    distillation: str  # a key of `DISTILLATION_LOSSES`
     width: int  # of an answer: Y or D
+    answer_kind: AnswerKind = "class"
 
     def find_labels(self, numbers_B: Tensor) -> Tensor:
         """Returns the labels of images by their numbers."""
@@ -71,7 +95,23 @@ class Teacher:
 
     def count_unlabeled(self, numbers_B: Tensor) -> int:
         """Returns how many of these images have no label."""
-        return int((self.find_labels(numbers_B) == NO_CLASS).sum())
+        return int((~has_label(self.find_labels(numbers_B))).sum())
+
+
+def has_label(labels_B: Tensor) -> Tensor:
+    """Returns which images have a label, bool (B,): `NO_CLASS` stands for none, in float labels NaN."""
+    first_B = labels_B if labels_B.ndim == 1 else labels_B[:, 0]
+    return ~first_B.isnan() if first_B.is_floating_point() else first_B != NO_CLASS
+
+
+def prepare_labels(labels_N: np.ndarray, scale: TargetScale | None) -> Tensor:
+    """Returns the labels of training images as the loss needs them: numbers standardized, several labels as floats."""
+    if labels_N.ndim == 1:
+        return torch.from_numpy(labels_N.astype(np.int64))
+    labels = torch.from_numpy(labels_N.astype(np.float64))
+    if scale is not None:
+        return scale.standardize(labels)
+    return torch.where(labels == NO_CLASS, float("nan"), labels).float()
 
 
 def look_up(answers_NY: Tensor) -> Callable[[StepBatch], Tensor]:
@@ -108,7 +148,7 @@ def without_projection(student: nn.Module) -> nn.Module:
 
 def make_distillation_loss(label_loss: StepLoss, teacher: Teacher, student: nn.Module, recipe: Recipe) -> StepLoss:
     """Returns the loss of a student with a teacher: that of the labels and that of the teacher's answers."""
-    compare, weight = DISTILLATION_LOSSES[teacher.distillation], recipe.teacher_weight
+    compare, weight = DISTILLATION_LOSSES[teacher.answer_kind][teacher.distillation], recipe.teacher_weight
     split = make_splitter(student, teacher.distillation)
 
     def compute(logits_BY: Tensor, targets: Tensor, batch: StepBatch) -> Tensor:
@@ -116,7 +156,7 @@ def make_distillation_loss(label_loss: StepLoss, teacher: Teacher, student: nn.M
         if not len(targets):  # an empty shard: all weights still take part in the collectives of the backward pass
             return by_labels_BY.sum() + by_teacher.sum()
         loss = weight * compare(by_teacher, teacher.answer(batch), recipe.teacher_temperature)
-        has_label_B = batch.labels_B != NO_CLASS
+        has_label_B = has_label(batch.labels_B)
         if weight == 1 or not has_label_B.any():
             return loss + 0 * by_labels_BY.sum()
         share = has_label_B.float().mean()  # the loss of the labels is a mean over those images that have one
