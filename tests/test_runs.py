@@ -202,10 +202,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> vitrail.Run:
 
 @pytest.mark.newest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_resumes_to_the_same_bits(uninterrupted: vitrail.Run, tmp_path: Path, number: signal.Signals):
+def test_a_stopped_run_resumes_to_the_same_bits(
+    uninterrupted: vitrail.Run, tmp_path: Path, number: signal.Signals, prepared_vitrail: list[str]
+):
     folder, stopped = uninterrupted.folder.parent / "long", tmp_path / "stopped"
     options = [argument for name, value in LONG.items() for argument in (f"--{name.replace('_', '-')}", value)]
     command = command_line("train", folder, "--out", stopped, "--no-check", "--no-report", "--quiet", *options)
+    if number != signal.SIGKILL:  # a prepared process passes other signals on
+        command[:3] = prepared_vitrail
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(stopped.glob("checkpoint/step-*")):
         assert process.poll() is None, process.stderr and process.stderr.read()
