@@ -59,8 +59,8 @@ def test_the_legend_is_outside_and_no_point_is_cut(tmp_path: Path, monkeypatch: 
 
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (drawn.append(self), path.write_bytes(b"")))
-    draw_slices(SPACE, make_rows(), tmp_path / "slices.png")
-    draw_parallel(SPACE, make_rows(), tmp_path / "parallel.png")
+    draw_slices(SPACE, make_rows(), "accuracy", tmp_path / "slices.png")
+    draw_parallel(SPACE, make_rows(), "accuracy", tmp_path / "parallel.png")
     slices, parallel = drawn
     slices.draw_without_rendering()
     (legend,) = slices.legends
