@@ -164,14 +164,21 @@ def test_numbers_are_divided_by_their_quantiles():
     assert np.ptp(np.bincount(by_group)) <= 8
 
 
-def test_identical_images_with_other_numbers_are_in_one_fold():
-    images = listing(Numbers.from_array(["a"], np.arange(20.0)[:, None]))
+@pytest.mark.parametrize(
+    "labels",
+    [Numbers.from_array(["a"], np.arange(20.0)[:, None]), LabelSets.from_labels([["a"], ["a", "b"]] * 10)],
+    ids=["numbers", "labels"],
+)
+def test_identical_images_with_other_answers_stay_together(labels: Categorical):
+    images = listing(labels)
     assert isinstance(images.pixels, torch.Tensor)
     pixels = images.pixels.clone()
-    pixels[3] = pixels[17]
+    pixels[3] = pixels[16]
     for seed in range(5):
         fold_of = assign_folds(replace(images, pixels=pixels), 5, seed)
-        assert fold_of[3] == fold_of[17]
+        assert fold_of[3] == fold_of[16]
+        held = choose_held_out(replace(images, pixels=pixels), 0.3, seed)
+        assert (3 in held) == (16 in held)
 
 
 @pytest.mark.parametrize(

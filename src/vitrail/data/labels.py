@@ -72,7 +72,7 @@ class Categorical(Sequence[str]):
 
     @property
     def strata(self) -> np.ndarray:
-        """The number of the class or set of each image, by which images are held out, int64 (n,)."""
+        """The number of the class of each image, by which images are held out, int64 (n,)."""
         return self.codes
 
     @property
@@ -81,7 +81,21 @@ class Categorical(Sequence[str]):
         return len(self.categories)
 
 
-class LabelSets(Categorical):
+class Unstratified(Categorical):
+    """Labels that divide the images into no classes: sets of labels, and numbers."""
+
+    @property
+    def strata(self) -> np.ndarray:
+        """Zeros, int64 (n,): identical images are the same image, whatever their labels are."""
+        return np.zeros(len(self), dtype=np.int64)
+
+    @property
+    def stratum_count(self) -> int:
+        """One."""
+        return 1
+
+
+class LabelSets(Unstratified):
     """A set of labels per image: the distinct sets, and a code per image. As strings they are "cat;dog"."""
 
     task: ClassVar[TaskName] = MULTI_LABEL
@@ -152,7 +166,7 @@ class Grades(Categorical):
         return tuple(sorted(self.categories, key=leading_number))
 
 
-class Numbers(Categorical):
+class Numbers(Unstratified):
     """The numbers of each image, by name. As strings they are "12.5;3"."""
 
     task: ClassVar[TaskName] = REGRESSION
@@ -176,16 +190,6 @@ class Numbers(Categorical):
     def used(self) -> "Numbers":
         """Returns the same numbers."""
         return self
-
-    @property
-    def strata(self) -> np.ndarray:
-        """Zeros: numbers have no classes, and all images are drawn alike."""
-        return np.zeros(len(self), dtype=np.int64)
-
-    @property
-    def stratum_count(self) -> int:
-        """One."""
-        return 1
 
     def counts(self) -> Counter[str]:
         """Returns how many images have each number, by its name: all of them."""

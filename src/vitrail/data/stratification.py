@@ -190,8 +190,8 @@ def merge_groups(codes: np.ndarray, same_as: np.ndarray) -> np.ndarray:
 def first_duplicates(listing: Listing) -> np.ndarray:
     """Returns for each image the index of the first image of its class with identical content, int64 (n,).
 
-    Only files of one size and class are read. Data sets that decode on access are not read: each image counts as
-    unique.
+    With several labels or numbers there are no classes, and identical images are found whatever their labels are. Only
+    files of one size and class are read. Data sets that decode on access are not read: each image counts as unique.
     """
     codes = listing.labels.strata
     first = np.arange(len(listing))
