@@ -25,7 +25,7 @@ from vitrail.intervals import wilson_interval
 from vitrail.model.config import ViTConfig
 from vitrail.model.vit import ViT
 from vitrail.target_scale import TargetScale
-from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION
+from vitrail.tasks import GRADES, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 def clouds(n: int, classes: int, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -333,6 +333,30 @@ def test_training_data_are_split_as_in_training(make_folder):
     )
     splits = open_probe_data(run.classifier, folder)
     assert (len(splits.test), len(splits.train)) == (16, run.classifier.origin["data"]["images"]["train"])
+
+
+def test_training_data_of_another_task_are_split_as_in_training(tmp_path: Path):
+    """Else test images of the probe would be images that the model was trained on."""
+    random = np.random.default_rng(0)
+    lines = ["path,label"]
+    for i in range(40):
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
+        lines.append(f"{i:02}.png,{i % 4}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines))
+    options = {"epochs": 1, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "report": False, "pictures": False}
+    trained = vitrail.train(table, task=REGRESSION, out=tmp_path / "run", **options).classifier
+    expected = {
+        name: set(images.names) for name, images in open_probe_data(trained, table, task=REGRESSION).as_dict().items()
+    }
+    assert len(expected) == 3
+    for task in (None, MULTI_LABEL):
+        splits = open_probe_data(trained, table, task=task)
+        assert splits.train.task == (task or SINGLE_LABEL)
+        assert {name: set(images.names) for name, images in splits.as_dict().items()} == expected
+    moved = tmp_path / "others.csv"
+    moved.write_text("\n".join(lines[:-4]))
+    assert len(open_probe_data(trained, moved).test) == 8, "other data are divided as ever"
 
 
 def test_another_image_size_resizes_positions_like_the_forward_pass(run: vitrail.Run, colors: Path):

@@ -5,7 +5,7 @@ A fine-tuned model should score higher than both.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,10 +15,10 @@ from vitrail.data.decode import ImageError
 from vitrail.data.images import Images
 from vitrail.data.open import open_source
 from vitrail.data.python_data import Data
-from vitrail.data.scoring import group_as_trained
-from vitrail.data.source import Source
+from vitrail.data.scoring import group_as_trained, open_as_trained
+from vitrail.data.source import Listing, Source
 from vitrail.data.split import Splits, build_splits
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.evaluation.features import extract_features
 from vitrail.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, knn_means, knn_probabilities
 from vitrail.evaluation.linear_head import LinearHead, fit_linear_head
@@ -76,7 +76,7 @@ def open_probe_data(
     """Opens the splits at a DATA address in the classifier's channels.
 
     `task` says what the labels are; by default the data decide, and grades are those of the classifier. If the
-    classifier was trained on the same data, they are divided into the same splits.
+    classifier was trained on the same data, they are divided into the same splits, also for another task.
     """
     trained_on = read_origin(classifier.origin).get("data", {})
     channels = classifier.preprocess.source_channels
@@ -84,10 +84,34 @@ def open_probe_data(
     if task is None and source.task == SINGLE_LABEL and has_grades_of(classifier, source):
         source = source.with_task(GRADES)
     source = group_as_trained(source, trained_on)
+    if source.task != classifier.task and "split" in trained_on:
+        divided = divide_as_trained(source, classifier, data, skip_unreadable)
+        if divided is not None:
+            return build_splits(divided, validation=0.0, test=0.0)
     fingerprint = source.fingerprint
     split = trained_on.get("split") if trained_on.get("fingerprint") == fingerprint else None
     options = {"validation": split["validation"], "test": split["test"], "split_seed": split["seed"]} if split else {}
     return build_splits(source, **options)
+
+
+def divide_as_trained(source: Source, classifier: Classifier, data: Data, skip_unreadable: bool) -> Source | None:
+    """Returns the source with the splits in which the classifier was trained; None if it was trained on other data.
+
+    Images are divided by the labels of the task, so those of another task would mix training and test images.
+    """
+    channels, trained_on = classifier.preprocess.source_channels, read_origin(classifier.origin)["data"]
+    try:
+        _, splits, is_training_data = open_as_trained(data, channels, trained_on, skip_unreadable, classifier.task)
+    except VitrailError:  # the labels are not of this task, so nothing was trained on them
+        return None
+    if not is_training_data:
+        return None
+    divided: dict[str, Listing] = {}
+    for name, part in splits.items():
+        whole = source.splits[source.find_split(name)]
+        index_of = {image: i for i, image in enumerate(whole.names)}
+        divided[name] = whole.subset([index_of[image] for image in part.names])
+    return replace(source, splits=divided)
 
 
 def has_grades_of(classifier: Classifier, source: Source) -> bool:
