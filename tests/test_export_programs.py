@@ -501,7 +501,7 @@ def test_wrong_use_is_an_error_before_any_work(
         ([model, "--format", "onnx", "--out", str(tmp_path / "a")], "has the wrong suffix"),
         ([model, "--format", "onyx", "--out", str(tmp_path / "a")], "there is no format"),
         ([model, "--format", "onnx", "--int8", "--map", "--out", str(tmp_path / "a.onnx")], "cannot be quantized"),
-        ([model, "--format", "torch", "--int8", "--out", str(tmp_path / "a.pt2")], "for ONNX files"),
+        ([model, "--format", "torch", "--int8", "--out", str(tmp_path / "a.pt2")], "for ONNX and OpenVINO"),
         ([model, "--format", "timm", "--int8", "--out", str(tmp_path / "a")], "not for --format timm"),
         ([model, "--format", "timm", "--verify-data", "digits", "--out", str(tmp_path / "a")], "not for --format timm"),
         (
