@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from test_explain import classifier
 from vitrail.classifier import Classifier
 from vitrail.data.preprocess import Preprocess
-from vitrail.explanation.api import explain_batch, explain_with_padding
+from vitrail.explanation.api import explain, explain_batch, explain_with_padding
+from vitrail.explanation.faithfulness import method_mapper
 from vitrail.explanation.methods import METHODS
 from vitrail.explanation.padding import content_patches
 
@@ -84,3 +86,46 @@ def test_the_padded_share_of_attention_is_stated():
         assert other.padding_share == pytest.approx(one.map[~content].sum() / one.map.sum(), abs=1e-6)
     assert masked[0].padding_share > 0.05
     assert f"of {masked[0].content_patches.sum()} patches" in masked[0].summary
+
+
+def striped_photo(preprocess: Preprocess, height: int, width: int) -> torch.Tensor:
+    """Noise between two bars of the padding color, which are a part of the photo."""
+    photo = noise(height, width)
+    bar = 3 * height // 8
+    photo[:, :bar] = photo[:, height - bar :] = torch.tensor(preprocess.mean_color)[:, None, None]
+    return photo
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (20, 32), (21, 32), (32, 9), (200, 40), (33, 32), (31, 32)])
+@pytest.mark.parametrize("trim", [(0, 0), (4, 4)])
+def test_the_size_of_an_image_says_exactly_what_is_padding(size, trim):
+    """Compared with a white photo that is fitted in the same way on a black canvas; its own bars are no padding."""
+    preprocess = Preprocess(image_size=(32, 32), mean=(0.0, 0.0, 0.0), trim=trim)
+    white = preprocess.fit_image(torch.full((3, *size), 255, dtype=torch.uint8))[0].numpy() > 0
+    pixels = preprocess.fit_image(striped_photo(preprocess, *size))[None]
+    (found,) = content_patches(pixels, preprocess, (8, 8), [size])
+    assert (found.numpy() == white.reshape(8, PATCH, 8, PATCH).any(axis=(1, 3))).all()
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_a_photo_that_was_not_padded_keeps_its_map(fit, tmp_path):
+    """A photo with two bars of the padding color, of twice the model's size, as pixels and as a file."""
+    clf = classifier()
+    clf.preprocess = replace(clf.preprocess, fit=fit)
+    height, width = clf.preprocess.image_size
+    photo = striped_photo(clf.preprocess, 2 * height, 2 * width)
+    Image.fromarray(photo.permute(1, 2, 0).numpy()).save(tmp_path / "striped.png")
+    for image in (photo, tmp_path / "striped.png"):
+        explanation = explain(clf, image, method="attention")
+        assert explanation.content is None
+        assert explanation.map.min() > 0
+
+
+def test_faithfulness_ranks_patches_on_padding():
+    clf = classifier()
+    pixels = padded_batch(clf)
+    labels = [clf.classes[0]] * len(pixels)
+    maps = method_mapper("attention")(clf, pixels, labels)
+    expected = [each.map.ravel() for each in explain_with_padding(clf, pixels, method="attention")]
+    np.testing.assert_array_equal(maps, expected)
+    assert maps.min() > 0

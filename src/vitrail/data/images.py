@@ -79,13 +79,21 @@ class Images:
 
     def load_batch(self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Returns these images at the model's size, (B, C, H, W); raises `ImageError`."""
-        pixels = []
+        return self.load_sized_batch(preprocess, indices)[0]
+
+    def load_sized_batch(
+        self, preprocess: Preprocess, indices: Sequence[int] | np.ndarray
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Returns what `load_batch` does, and height and width of each image before it is fitted."""
+        pixels, sizes = [], []
         for i in indices:
+            image_CHW = self[int(i)]
             try:
-                pixels.append(preprocess.fit_image(self[int(i)]))
+                pixels.append(preprocess.fit_image(image_CHW))
             except ImageSizeError as error:
                 raise ImageError(self.paths[int(i)], str(error)) from None
-        return torch.stack(pixels)
+            sizes.append((image_CHW.shape[-2], image_CHW.shape[-1]))
+        return torch.stack(pixels), sizes
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Images":
         """Returns the images with these indices, in this order."""

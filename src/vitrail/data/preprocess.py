@@ -140,8 +140,11 @@ class Preprocess:
             raise ImageSizeError(f"{w}x{h} pixels are too thin: a crop would enlarge them to {new_w}x{new_h}")
 
     def resized_size(self, h: int, w: int) -> tuple[int, int]:
-        """Returns the size to which `crop` and `stretch` resize an image of h x w pixels before the center crop."""
+        """Returns the size to which an image of h x w pixels is resized, before it is padded or cropped."""
         height, width = self.fitted_size
+        if self.fit == "pad":
+            scale = min(height / h, width / w)
+            return min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale)))
         new_h, new_w = round(height / self.crop_fraction), round(width / self.crop_fraction)
         if self.fit == "crop":  # the longer dimension is rounded down, as in torchvision, timm and transformers
             return (
@@ -157,13 +160,9 @@ class Preprocess:
         height, width = self.fitted_size
         h, w = image_CHW.shape[-2:]
         self.check_size(h, w)
-        if self.fit == "pad":
-            scale = min(height / h, width / w)
-            inner = (min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale))))
-            fitted_CHW = self.pad(self.resize(image_CHW, *inner), height, width)
-        else:
-            resized_CHW = self.resize(image_CHW, *self.resized_size(h, w))
-            fitted_CHW = self.center_crop(resized_CHW, height, width)
+        resized_CHW = self.resize(image_CHW, *self.resized_size(h, w))
+        finish = self.pad if self.fit == "pad" else self.center_crop
+        fitted_CHW = finish(resized_CHW, height, width)
         return fitted_CHW[:, : self.image_size[0], : self.image_size[1]].contiguous() if any(self.trim) else fitted_CHW
 
     def fit_canvas(self, image_CHW: Tensor) -> Tensor:

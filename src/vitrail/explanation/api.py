@@ -1,7 +1,6 @@
 """Explains images: weights + image -> a map over the patches, with the settings that made it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,14 @@ import torch
 from torch import Tensor
 
 from vitrail.classifier import Classifier, NonFiniteOutput
+from vitrail.data.image_input import to_pixels
 from vitrail.data.labels import SEPARATOR
 from vitrail.errors import UsageError
 from vitrail.explanation.explanation import Explanation
 from vitrail.explanation.hooks import eval_mode
 from vitrail.explanation.inputs import PatchInputs, embed_images, max_batch_size, patch_grid
 from vitrail.explanation.methods import DEFAULT_METHOD, METHODS, Method, check_options, find_method
-from vitrail.explanation.padding import content_patches
+from vitrail.explanation.padding import ImageSize, content_patches
 from vitrail.explanation.pixel_inputs import MAX_BATCH_IMAGES, cell_counts, split_images
 from vitrail.explanation.targets import ClassTarget, Target, parse_targets
 from vitrail.module_classifier import ModuleClassifier, TorchClassifier, module_of, refuse_module
@@ -43,18 +43,19 @@ def explain(
     patch, and for an option that the method does not take. A model that is not a ViT is explained by the methods that
     need no tokens, in cells of pixels. The model's weights, mode and gradients stay as they were.
     """
-    pixels_1CHW = read_one_image(classifier, image)
-    return explain_batch(classifier, pixels_1CHW, method=method, target=target, layer=layer, head=head, query=query)[0]
+    return explain_views(classifier, image, [(layer, head)], method=method, target=target, query=query)[0]
 
 
-def read_one_image(classifier: TorchClassifier, image: str | Path | Tensor) -> Tensor:
-    """Returns the pixels of an image as a batch (1, C, H, W); raises `UsageError` without a loaded classifier."""
+def read_one_image(classifier: TorchClassifier, image: str | Path | Tensor) -> tuple[Tensor, ImageSize]:
+    """Returns an image as a batch (1, C, H, W), and its own size; raises `UsageError` without a loaded classifier."""
     if not isinstance(classifier, Classifier | ModuleClassifier):
         raise UsageError(
             f"explain needs a loaded classifier, and this is a {type(classifier).__name__}",
             "vitrail.explain(vitrail.load(MODEL), IMAGE)",
         )
-    return classifier.read_image(image).unsqueeze(0)
+    name = str(image) if isinstance(image, str | Path) else "image"
+    pixels_CHW = to_pixels(image, classifier.preprocess.source_channels, name)
+    return classifier.read_image(pixels_CHW, name)[None], (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
 
 
 def explain_views(
@@ -70,8 +71,10 @@ def explain_views(
 
     Attention and rollout of all of them come from one forward pass.
     """
-    pixels_1CHW = read_one_image(classifier, image)
-    by_view = explain_batch_views(classifier, pixels_1CHW, views, method=method, target=target, query=query)
+    pixels_1CHW, size = read_one_image(classifier, image)
+    by_view = explain_batch_views(
+        classifier, pixels_1CHW, views, method=method, target=target, query=query, sizes=[size]
+    )
     return [explanations[0] for explanations in by_view]
 
 
@@ -84,21 +87,30 @@ def explain_batch(
     layer: int | None = None,
     head: int | None = None,
     query: tuple[int, int] | None = None,
+    sizes: Sequence[ImageSize] | None = None,
 ) -> list[Explanation]:
     """Returns an explanation for each image of a batch of uint8 pixels (B, C, H, W) of the model's size.
 
-    `target` is one target for all images, or a list with one for each. The other options and the errors are those of
-    `explain`. Long batches are split, so memory does not grow with the batch.
+    `target` is one target for all images, or a list with one for each. `sizes` are the heights and widths that the
+    images had before they were fitted: they say what is padding, which is else found in the pixels. The other options
+    and the errors are those of `explain`. Long batches are split, so memory does not grow with the batch.
     """
-    return explain_batch_views(classifier, pixels_BCHW, [(layer, head)], method=method, target=target, query=query)[0]
+    views = [(layer, head)]
+    return explain_batch_views(classifier, pixels_BCHW, views, method=method, target=target, query=query, sizes=sizes)[
+        0
+    ]
 
 
 def explain_with_padding(
-    classifier: Classifier, pixels_BCHW: Tensor, *, method: str = DEFAULT_METHOD, target: Target = None
+    classifier: TorchClassifier,
+    pixels_BCHW: Tensor,
+    *,
+    method: str = DEFAULT_METHOD,
+    target: Target | Sequence[Target] = None,
 ) -> list[Explanation]:
     """Returns what `explain_batch` does, with the values on padding, which an exported graph has too."""
-    whole = replace(classifier, preprocess=replace(classifier.preprocess, fit="stretch"))
-    return explain_batch(whole, pixels_BCHW, method=method, target=target)
+    sizes = [classifier.preprocess.fitted_size] * len(pixels_BCHW)  # images of this size are not padded
+    return explain_batch(classifier, pixels_BCHW, method=method, target=target, sizes=sizes)
 
 
 def explain_batch_views(
@@ -109,6 +121,7 @@ def explain_batch_views(
     method: str,
     target: Target | Sequence[Target],
     query: tuple[int, int] | None,
+    sizes: Sequence[ImageSize] | None = None,
 ) -> list[list[Explanation]]:
     """Returns what `explain_batch` does for each (layer, head)."""
     chosen = find_method(method)
@@ -131,6 +144,8 @@ def explain_batch_views(
     explanations: list[list[Explanation]] = [[] for _ in views]
     for start in range(0, len(pixels_BCHW), size):
         pixels, batch_targets = pixels_BCHW[start : start + size], targets[start : start + size]
+        batch_sizes = None if sizes is None else sizes[start : start + size]
+        content_Bhw = content_patches(pixels.cpu(), classifier.preprocess, grid, batch_sizes)
         with eval_mode(module_of(classifier)), torch.inference_mode(False):
             inputs = make_inputs(classifier, pixels, batch_targets)
             results = [chosen.run(inputs, **arguments) for arguments in options]
@@ -144,7 +159,7 @@ def explain_batch_views(
                 layer_index = (-1 if layer is None else layer) % config.depth
             settings = {"method": chosen.name, "layer": layer_index, "head": head, "query": query}
             map_Bhw = map_BP.detach().view(-1, *grid)
-            explained += make_explanations(classifier, pixels, map_Bhw, logits_BY, batch_targets, settings)
+            explained += make_explanations(classifier, pixels, map_Bhw, content_Bhw, logits_BY, batch_targets, settings)
     return explanations
 
 
@@ -177,6 +192,7 @@ def make_explanations(
     classifier: TorchClassifier,
     pixels_BCHW: Tensor,
     map_Bhw: Tensor,
+    content_Bhw: Tensor,
     logits_BY: Tensor,
     targets: Sequence[ClassTarget | None],
     settings: dict[str, Any],
@@ -188,7 +204,6 @@ def make_explanations(
     if not classifier.classes or numbers_BY is not None:
         probabilities_BY = torch.full_like(logits_BY, torch.nan)
     explanations: list[Explanation] = []
-    content_Bhw = content_patches(pixels_BCHW.cpu(), classifier.preprocess, (map_Bhw.shape[1], map_Bhw.shape[2]))
     map_Bhw, share_B = blank_padding(map_Bhw.cpu(), content_Bhw)
     pictures_BCHW = classifier.preprocess.to_picture(pixels_BCHW.cpu())
     for i, (target, predicted) in enumerate(zip(targets, logits_BY.argmax(dim=1).tolist(), strict=True)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.classifier import Classifier
 from vitrail.data.images import Images
 from vitrail.errors import UsageError
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_with_padding
 from vitrail.explanation.controls import CONTROLS
 from vitrail.explanation.evaluation_set import MAX_BATCH_IMAGES, EvaluationSet, draw_evaluation_set
 from vitrail.explanation.inputs import embed_images, patch_grid
@@ -102,11 +102,14 @@ def count_steps(methods: int) -> int:
 
 
 def method_mapper(method: str) -> Mapper:
-    """Returns the function that computes the maps of a method of `METHODS`."""
+    """Returns the function that computes the maps of a method of `METHODS`, with their values on padding.
+
+    Zeros there would make the maps of shuffled models similar, and patches on padding would be removed in any order.
+    """
 
     def compute(classifier: Classifier, pixels: Tensor, labels: list[str]) -> np.ndarray:
         targets: list[Target] = list(labels)
-        explanations = explain_batch(classifier, pixels, method=method, target=targets)
+        explanations = explain_with_padding(classifier, pixels, method=method, target=targets)
         return np.stack([explanation.map.ravel() for explanation in explanations])
 
     return compute

@@ -28,8 +28,13 @@ def explain_images(
     """Returns the default method's map for each of these images and classes."""
     explanations: list[Explanation] = []
     for start in range(0, len(indices), BATCH_SIZE):
-        pixels = sample.batch(indices[start : start + BATCH_SIZE])
-        explanations += explain_batch(classifier, pixels, target=list(labels[start : start + BATCH_SIZE]))
+        batch = indices[start : start + BATCH_SIZE]
+        explanations += explain_batch(
+            classifier,
+            sample.batch(batch),
+            target=list(labels[start : start + BATCH_SIZE]),
+            sizes=[sample.sizes[i] for i in batch.tolist()],
+        )
     return explanations
 
 

@@ -134,8 +134,8 @@ def draw_rows(subject: LabelSubject, rows: Sequence[dict[str, Any]]) -> dict[str
     classifier, pictures = subject.classifier, {}
     pairs = sorted({(row["image"], row["class"]) for row in rows})
     for i, k in pairs:
-        pixels = subject.images.load_batch(classifier.preprocess, [i])
-        explanation = explain_batch(classifier, pixels, target=classifier.classes[k])[0]
+        pixels, sizes = subject.images.load_sized_batch(classifier.preprocess, [i])
+        explanation = explain_batch(classifier, pixels, target=classifier.classes[k], sizes=sizes)[0]
         pictures[str(i)] = encode_png(explanation.image)
         pictures[f"{i}-{k}"] = encode_png(overlay_map(explanation))
     return pictures

@@ -110,8 +110,8 @@ def draw_rows(subject: NumberSubject, rows: Sequence[dict[str, Any]]) -> dict[st
     """Returns each image, and the map of its number, as PNG in base64; their keys are IMAGE and IMAGE-map."""
     classifier, pictures = subject.classifier, {}
     for row in rows:
-        pixels = subject.images.load_batch(classifier.preprocess, [row["image"]])
-        explanation = explain_batch(classifier, pixels, target=classifier.classes[row["number"]])[0]
+        pixels, sizes = subject.images.load_sized_batch(classifier.preprocess, [row["image"]])
+        explanation = explain_batch(classifier, pixels, target=classifier.classes[row["number"]], sizes=sizes)[0]
         pictures[str(row["image"])] = encode_png(explanation.image)
         pictures[f"{row['image']}-map"] = encode_png(overlay_map(explanation))
     return pictures

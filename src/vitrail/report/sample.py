@@ -44,11 +44,13 @@ class Selection:
 class Sample:
     """The selected images: fitted uint8 pixels (C, H, W), thumbnails (h, w, 3), and properties (n,) of all of them.
 
-    Pixels and thumbnails are by image index. Images that are selected for their properties alone have no pixels.
+    Pixels, thumbnails and sizes (height and width before the image is fitted) are by image index. Images that are
+    selected for their properties alone have no pixels.
     """
 
     selection: Selection
     pixels: dict[int, Tensor]
+    sizes: dict[int, tuple[int, int]]
     thumbnails: dict[int, np.ndarray]
     properties: dict[str, np.ndarray]  # of selection.properties
 
@@ -104,7 +106,7 @@ class SampleReader(Dataset["tuple[ImageGroup, list[ImageError]]"]):
         self.properties = properties
 
     def __getitem__(self, indices: np.ndarray) -> "tuple[ImageGroup, list[ImageError]]":
-        group = ImageGroup({}, {}, [])
+        group = ImageGroup({}, {}, {}, [])
         for i in indices.tolist():
             try:
                 image = self.images[i]
@@ -114,6 +116,7 @@ class SampleReader(Dataset["tuple[ImageGroup, list[ImageError]]"]):
             except ValueError as error:
                 return group, [ImageError(self.images.paths[i], str(error))]
             if i in self.pixels:
+                group.sizes[i] = (image.shape[-2], image.shape[-1])
                 group.pixels[i] = fitted.numpy()  # an array, since every tensor from a worker needs a file handle
             if i in self.thumbnails:
                 group.thumbnails[i] = make_thumbnail(self.preprocess.to_picture(fitted))
@@ -123,9 +126,10 @@ class SampleReader(Dataset["tuple[ImageGroup, list[ImageError]]"]):
 
 
 class ImageGroup(NamedTuple):
-    """What was read of some images: fitted pixels (C, H, W) and thumbnails (h, w, 3) by index, and properties."""
+    """What was read of some images: fitted pixels (C, H, W), sizes and thumbnails (h, w, 3) by index; properties."""
 
     pixels: dict[int, np.ndarray]
+    sizes: dict[int, tuple[int, int]]
     thumbnails: dict[int, np.ndarray]
     properties: list[tuple[float, ...]]
 
@@ -148,12 +152,14 @@ def read_sample(
     indices = np.array(sorted(needs_pixels | needs_thumbnail | needs_properties), dtype=np.int64)
     groups = np.array_split(indices, range(READ_IMAGES, len(indices), READ_IMAGES)) if len(indices) else []
     pixels: dict[int, Tensor] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     tiles: dict[int, np.ndarray] = {}
     properties: list[tuple[float, ...]] = []
     workers = default_workers(images) if workers is None else workers
     for group in load_batches(reader, groups, workers if len(indices) > READ_IMAGES else 0):
         pixels |= {i: torch.from_numpy(array) for i, array in group.pixels.items()}
+        sizes |= group.sizes
         tiles |= group.thumbnails
         properties += group.properties
     columns = np.array(properties).reshape(-1, len(PROPERTIES)).T
-    return Sample(selection, pixels, tiles, dict(zip(PROPERTIES, columns, strict=True)))
+    return Sample(selection, pixels, sizes, tiles, dict(zip(PROPERTIES, columns, strict=True)))

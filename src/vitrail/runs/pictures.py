@@ -41,13 +41,14 @@ def draw_attention(classifier: Classifier, images: Images, path: Path, max_image
     first = np.lexsort((kinds, rank_in_class))[:max_images]
     chosen = sorted(first, key=lambda i: int(kinds[i]))
     shown = images.subset(chosen)
-    pixels = shown.load_batch(classifier.preprocess, range(len(shown)))
+    pixels, sizes = shown.load_sized_batch(classifier.preprocess, range(len(shown)))
     true_classes = [label_text(images, i) for i in chosen]
     title = (
         f"Where the model looks: attention in the last layer, for {len(shown)} of {len(images)} images, "
         "about equally many of each class"
     )
-    save_gallery(explain_batch(classifier, pixels, method="attention"), true_classes, path, title)
+    explanations = explain_batch(classifier, pixels, method="attention", sizes=sizes)
+    save_gallery(explanations, true_classes, path, title)
 
 
 def kinds_of_images(images: Images) -> np.ndarray:
