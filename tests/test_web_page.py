@@ -675,6 +675,39 @@ def test_images_are_resized_to_the_same_bits_as_in_python(page):
 
 
 @needs_chromium
+def test_an_image_that_is_fitted_is_not_cropped_again(page):
+    """As when it is chosen in the gallery once more."""
+    preprocess = Preprocess(image_size=(30, 24), fit="crop", crop_fraction=0.875, mean=(0.5,), std=(0.5,))
+    once, twice = page.evaluate(
+        """(preprocess) => {
+          const image = { planes: Uint8Array.from({ length: 2400 }, (_, i) => (37 * i) % 256), height: 60, width: 40 };
+          const once = vitrail.fitImage(image, preprocess);
+          return [once, vitrail.fitImage(once, preprocess)].map(({ planes }) => Array.from(planes));
+        }""",
+        preprocess.to_json(),
+    )
+    assert once == twice
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", [(64, 64), (40, 80)])
+def test_bars_that_are_a_part_of_the_photo_are_no_padding(reset_page, model: Classifier, tmp_path: Path, size):
+    page = reset_page
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    bar = 3 * size[0] // 8
+    pixels[:bar] = pixels[-bar:] = model.preprocess.mean_color
+    Image.fromarray(pixels).save(tmp_path / "bars.png")
+    page.locator("#file").set_input_files(tmp_path / "bars.png")
+    page.locator("#gallery button[data-source=own]").wait_for()
+    wait_until_idle(page)
+    expected = vitrail.explain(model, tmp_path / "bars.png", target=numbers(page)["label"])
+    assert is_close(numbers(page)["map"], expected.map.tolist())
+    assert (np.array(numbers(page)["map"]) != 0).reshape(
+        expected.map.shape
+    ).tolist() == expected.content_patches.tolist()
+
+
+@needs_chromium
 def test_an_image_too_thin_to_be_cropped_is_refused(page):
     message = page.evaluate(
         """([width, height, preprocess]) => {

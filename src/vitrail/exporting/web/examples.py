@@ -16,7 +16,8 @@ from vitrail.classifier import Classifier
 from vitrail.data.decode import ImageError
 from vitrail.data.scoring import open_images_to_score
 from vitrail.errors import VitrailError
-from vitrail.explanation.api import explain_batch
+from vitrail.explanation.api import explain_batch, read_one_image
+from vitrail.explanation.padding import ImageSize
 from vitrail.exporting.sample_photos import read_sample_photos
 from vitrail.weights.origin import read_origin
 
@@ -27,11 +28,12 @@ BUILT_IN_DATA = ("digits",)  # data that need no path
 
 @dataclass(frozen=True)
 class Example:
-    """An image as the model sees it, uint8 (C, H, W), and its true class, or its labels, if known."""
+    """An image as the model sees it, uint8 (C, H, W), its true class, or its labels, and its own size, if known."""
 
     name: str
     pixels: Tensor = field(repr=False)
     truth: tuple[str, ...] | None = None
+    size: ImageSize | None = None  # before it was fitted
 
 
 def choose_examples(
@@ -52,7 +54,11 @@ def choose_examples(
 
 def load_examples(classifier: Classifier, images: Sequence[str | Path]) -> list[Example]:
     """Reads image files; raises `ImageError` for one that cannot be read."""
-    return [Example(Path(image).name, classifier.read_image(image)) for image in images]
+    examples = []
+    for image in images:
+        pixels_1CHW, size = read_one_image(classifier, image)
+        examples.append(Example(Path(image).name, pixels_1CHW[0], size=size))
+    return examples
 
 
 def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]:
@@ -73,10 +79,10 @@ def held_out_examples(classifier: Classifier, data: str | Path) -> list[Example]
     for turn in range(DEFAULT_EXAMPLES):
         label = spread[turn % len(spread)]
         chosen += [int(i) for i in order if answers[i] == label and int(i) not in chosen][:1]
-    pixels_BCHW = images.load_batch(classifier.preprocess, chosen)
+    pixels_BCHW, sizes = images.load_sized_batch(classifier.preprocess, chosen)
     return [
-        Example(Path(images.names[i]).name, pixels_CHW, tuple(images.classes[label] for label in answers[i]))
-        for i, pixels_CHW in zip(chosen, pixels_BCHW, strict=True)
+        Example(Path(images.names[i]).name, pixels_CHW, tuple(images.classes[label] for label in answers[i]), size)
+        for i, pixels_CHW, size in zip(chosen, pixels_BCHW, sizes, strict=True)
     ]
 
 
@@ -84,11 +90,15 @@ def precompute_examples(classifier: Classifier, examples: Sequence[Example]) -> 
     """Returns what the page shows before its model runs: each image, its logits, the map of its most probable class."""
     pixels_BCHW = torch.stack([example.pixels for example in examples])
     logits_BY = classifier.logits(pixels_BCHW) * classifier.temperature
-    explanations = explain_batch(classifier, pixels_BCHW)
+    explanations = [
+        explain_batch(classifier, example.pixels[None], sizes=None if example.size is None else [example.size])[0]
+        for example in examples
+    ]
     return [
         {
             "name": example.name,
             "truth": example.truth,
+            "size": example.size,
             "image": png_data_url(example.pixels),
             "logits": [float(f"{value:.7g}") for value in logits_Y.tolist()],
             "map": [float(f"{value:.7g}") for value in explanation.map.ravel().tolist()],

@@ -1,6 +1,6 @@
 // What people do: each action changes the state, and starts the computation that follows from it.
 
-import { fitImage } from "./fit.js";
+import { fitImage, locatePhoto } from "./fit.js";
 import { readImageFile, readImageUrl } from "./image-files.js";
 import { inspectImage, inspectPixels, measureHidden, modelReady, refresh } from "./inference.js";
 import { info, patchCount } from "./info.js";
@@ -40,7 +40,8 @@ export const announceCaption = () => update({ announcement: viewMap(getState()).
 export async function showExample(number, { keepView = false } = {}) {
   const request = ++requests;
   const example = info.examples[number];
-  const pixels = await readImageUrl(example.image, info.channels);
+  const photo = example.size && locatePhoto(example.size, info.preprocess);
+  const pixels = { ...(await readImageUrl(example.image, info.channels)), photo, isFitted: true };
   if (request !== requests) return;
   if (!keepView) resetView();
   const logits = Float32Array.from(example.logits);

@@ -2,7 +2,8 @@
 // data/preprocess.py, to the last bit. The canvas of a browser resizes differently, and small models are sensitive to
 // that.
 //
-// An image is { width, height, planes }: uint8, one plane of height x width after the other for each channel.
+// An image is { width, height, planes }: uint8, one plane of height x width after the other for each channel. One of the
+// model's size has `isFitted`, and `photo` if it is known: { top, left, height, width } of what is not padding.
 
 const MAX_ENLARGED_PIXELS = 2 ** 25; // limit of the pixels that a crop may compute for a thin image,
 const MAX_OVERSIZE = 4; // or this many times the model's size, if that is more
@@ -119,11 +120,9 @@ function resizeHeight(image, height, filter, engine) {
   return { width, height, planes };
 }
 
-function pad(image, height, width, mean) {
+function pad(image, { top, left }, height, width, mean) {
   const size = image.width * image.height;
   const planes = new Uint8Array(mean.length * height * width);
-  const top = Math.floor((height - image.height) / 2);
-  const left = Math.floor((width - image.width) / 2);
   mean.forEach((m, c) => {
     planes.fill(Math.min(Math.max(roundHalfToEven(255 * m), 0), 255), c * height * width, (c + 1) * height * width);
     for (let y = 0; y < image.height; y++) {
@@ -165,18 +164,34 @@ function trim(image, [rows, columns]) {
   return { width, height, planes };
 }
 
+// Rows and columns that the model does not use, and the size of an image with them.
+function fittedSize(preprocess) {
+  const rest = preprocess.trim ?? [0, 0];
+  return { rest, size: preprocess.image_size.map((size, axis) => size + rest[axis]) };
+}
+
+// Where an image of h x w pixels lies between the bars of padding.
+export function locatePhoto([h, w], preprocess) {
+  const [height, width] = fittedSize(preprocess).size;
+  const scale = Math.min(height / h, width / w);
+  const inner = (size, largest) => Math.min(largest, Math.max(1, roundHalfToEven(size * scale)));
+  const photo = { height: inner(h, height), width: inner(w, width) };
+  return { ...photo, top: Math.floor((height - photo.height) / 2), left: Math.floor((width - photo.width) / 2) };
+}
+
+// The image at the model's size; one that is fitted stays as it is, since another time would crop it again.
 export function fitImage(image, preprocess) {
-  const rest = preprocess.trim ?? [0, 0]; // rows and columns that the model does not use
-  const [height, width] = preprocess.image_size.map((size, axis) => size + rest[axis]);
+  if (image.isFitted) return image;
+  const { rest, size } = fittedSize(preprocess);
+  const [height, width] = size;
   const { width: w, height: h } = image;
   if (Math.min(w, h) < preprocess.min_size) {
     throw new Error(`${w}x${h} pixels are fewer than a patch of ${preprocess.min_size}`);
   }
   if (preprocess.fit === "pad") {
-    const scale = Math.min(height / h, width / w);
-    const inner = (size, largest) => Math.min(largest, Math.max(1, roundHalfToEven(size * scale)));
-    const resized = resize(image, inner(h, height), inner(w, width), preprocess);
-    return trim(pad(resized, height, width, preprocess.mean), rest);
+    const photo = locatePhoto([h, w], preprocess);
+    const resized = resize(image, photo.height, photo.width, preprocess);
+    return { ...trim(pad(resized, photo, height, width, preprocess.mean), rest), photo, isFitted: true };
   }
   let scaledHeight = roundHalfToEven(height / preprocess.crop_fraction);
   let scaledWidth = roundHalfToEven(width / preprocess.crop_fraction);
@@ -188,5 +203,5 @@ export function fitImage(image, preprocess) {
     }
   }
   const cropped = cropCenter(resize(image, scaledHeight, scaledWidth, preprocess), height, width, preprocess.engine);
-  return trim(cropped, rest);
+  return { ...trim(cropped, rest), isFitted: true };
 }

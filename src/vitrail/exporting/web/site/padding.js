@@ -19,16 +19,30 @@ function findContent(pixels) {
   const { preprocess } = info;
   const [h, w] = info.grid;
   if (preprocess.fit !== "pad") return new Array(patchCount).fill(true);
-  const { width, height, planes } = pixels;
+  const [rows, columns] = pixels.photo ? barsAround(pixels) : findBars(pixels);
+  const isRowOutside = outsideBars(rows, pixels.height, h);
+  const isColumnOutside = outsideBars(columns, pixels.width, w);
+  return along(patchCount, (patch) => isRowOutside[Math.floor(patch / w)] && isColumnOutside[patch % w]);
+}
+
+const along = (length, test) => Array.from({ length }, (_, i) => test(i));
+
+function barsAround({ width, height, photo }) {
+  const after = (size, start, length) => Math.max(0, size - start - length);
+  return [
+    [photo.top, after(height, photo.top, photo.height)],
+    [photo.left, after(width, photo.left, photo.width)],
+  ];
+}
+
+// The bars of the padding color, if nothing says where the photo is.
+function findBars({ width, height, planes }) {
   const colors = info.paddingColor;
   const isPadding = (y, x) => colors.every((color, c) => planes[(c * height + y) * width + x] === color);
-  const along = (length, test) => Array.from({ length }, (_, i) => test(i));
   const rows = countBars(along(height, (y) => along(width, (x) => isPadding(y, x)).every(Boolean)));
   const columns = countBars(along(width, (x) => along(height, (y) => isPadding(y, x)).every(Boolean)));
   const none = [0, 0];
-  const isRowOutside = outsideBars(columns[0] > 0 ? none : rows, height, h);
-  const isColumnOutside = outsideBars(rows[0] > 0 ? none : columns, width, w);
-  return along(patchCount, (patch) => isRowOutside[Math.floor(patch / w)] && isColumnOutside[patch % w]);
+  return [columns[0] > 0 ? none : rows, rows[0] > 0 ? none : columns];
 }
 
 // How many lines of the padding color are before and after the photo: as many, or one more after it.

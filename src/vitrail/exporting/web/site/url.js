@@ -45,7 +45,7 @@ function parsePixels(text, info) {
     const base64 = text.slice(PIXELS_PREFIX.length).replaceAll("-", "+").replaceAll("_", "/");
     const planes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
     const isComplete = planes.length === info.channels * height * width;
-    return { pixels: isComplete ? { width, height, planes } : null, isDamaged: !isComplete };
+    return { pixels: isComplete ? { width, height, planes, isFitted: true } : null, isDamaged: !isComplete };
   } catch {
     return { pixels: null, isDamaged: true };
   }
