@@ -23,6 +23,7 @@ class Categorical(Sequence[str]):
     """Many strings of a few categories, stored as codes. As labels they are one class per image."""
 
     task: ClassVar[TaskName] = SINGLE_LABEL
+    has_strata: ClassVar[bool] = True  # False where the labels do not divide the images into classes
 
     def __init__(self, categories: tuple[str, ...], codes: np.ndarray):
         self.categories = categories
@@ -72,33 +73,20 @@ class Categorical(Sequence[str]):
 
     @property
     def strata(self) -> np.ndarray:
-        """The number of the class of each image, by which images are held out, int64 (n,)."""
-        return self.codes
+        """The number of the class of each image, by which images are held out, int64 (n,); zeros without strata."""
+        return self.codes if self.has_strata else np.zeros(len(self), dtype=np.int64)
 
     @property
     def stratum_count(self) -> int:
         """The number of `strata`."""
-        return len(self.categories)
+        return len(self.categories) if self.has_strata else 1
 
 
-class Unstratified(Categorical):
-    """Labels that divide the images into no classes: sets of labels, and numbers."""
-
-    @property
-    def strata(self) -> np.ndarray:
-        """Zeros, int64 (n,): identical images are the same image, whatever their labels are."""
-        return np.zeros(len(self), dtype=np.int64)
-
-    @property
-    def stratum_count(self) -> int:
-        """One."""
-        return 1
-
-
-class LabelSets(Unstratified):
+class LabelSets(Categorical):
     """A set of labels per image: the distinct sets, and a code per image. As strings they are "cat;dog"."""
 
     task: ClassVar[TaskName] = MULTI_LABEL
+    has_strata = False
 
     def __init__(self, sets: Sequence[tuple[str, ...]], codes: np.ndarray):
         super().__init__(tuple(map(SEPARATOR.join, sets)), codes)
@@ -166,10 +154,11 @@ class Grades(Categorical):
         return tuple(sorted(self.categories, key=leading_number))
 
 
-class Numbers(Unstratified):
+class Numbers(Categorical):
     """The numbers of each image, by name. As strings they are "12.5;3"."""
 
     task: ClassVar[TaskName] = REGRESSION
+    has_strata = False
 
     def __init__(self, names: Sequence[str], rows: np.ndarray, codes: np.ndarray, is_certain: bool = True):
         super().__init__(tuple(map(join_numbers, rows.tolist())), codes)
