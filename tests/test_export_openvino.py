@@ -4,6 +4,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError
+from vitrail import Classifier, UsageError, ViT, ViTConfig, VitrailError, files
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
 from vitrail.explanation.api import explain_batch
@@ -21,12 +22,13 @@ from vitrail.exporting.calibration import read_calibration_pixels
 from vitrail.exporting.formats import export_program
 from vitrail.exporting.openvino_classifier import OpenvinoClassifier
 from vitrail.exporting.openvino_file import read_openvino
+from vitrail.exporting.openvino_format import OpenvinoFormat
 from vitrail.exporting.probes import load_probes
 from vitrail.exporting.program import ATTENTION, MAP, ProgramOptions
 from vitrail.prediction.model_spec import ModelSpec
 from vitrail.serving.fork_server import ModelSource
 from vitrail.serving.model_info import describe_model
-from vitrail.serving.worker import WorkerConfig, open_classifier
+from vitrail.serving.worker import WorkerConfig, open_classifier, program_device
 from vitrail.target_scale import TargetScale
 
 CONFIG = dict(width=32, heads=4, mlp_width=64, patch=8, image_size=32, classes=3)
@@ -195,6 +197,7 @@ def test_numbers_keep_their_units_and_labels_their_thresholds(tmp_path: Path):
         ("torn graph", "is truncated"), ("changed weights", "does not match its checksum"),
         ("missing weights", "an OpenVINO model is two files"), ("foreign", "that vitrail did not write"),
         ("other size", "another model than its metadata"), ("metadata", "not a JSON object"),
+        ("unknown encoding", "is truncated or not the graph"), ("other encoding", "is truncated or not the graph"),
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_model_is_an_error_message(
@@ -207,6 +210,8 @@ def test_a_damaged_or_foreign_model_is_an_error_message(
         "foreign": graph.replace("<vitrail>", "<other>").replace("</vitrail>", "</other>"),
         "other size": graph.replace('shape="?,3,32,32" element_type="u8"', 'shape="?,3,40,40" element_type="u8"'),
         "metadata": graph.replace('<document value="{', '<document value="['),
+        "unknown encoding": '<?xml version="1.0" encoding="none"?><net/>',
+        "other encoding": '<?xml version="1.0" encoding="big5"?><net/>',
     }.get(name, graph)
     path = tmp_path / "a.xml"
     path.write_text(graph)
@@ -231,3 +236,43 @@ def test_wrong_use_and_a_missing_package_are_sentences_and_existing_files_stay(
     with pytest.raises(UsageError, match="nncf is not installed"):
         export_program(clf, "openvino", tmp_path / "c.xml", ProgramOptions(int8=True), load_probes(clf, None))
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_full_disk_is_a_sentence_and_capital_letters_are_a_suffix(
+    saved: tuple[Classifier, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The weights are written into a device whose disk is always full, then to a disk."""
+    clf, x, real = saved[0], draw_pixels(), files.create_beside
+    program, exported = OpenvinoFormat(clf, ProgramOptions(), load_probes(clf, None)), read_openvino(saved[1]).exported
+
+    def write(name: str) -> Path:
+        files.write_pair_atomically(tmp_path / name, ".bin", lambda path: program.write(path, name, exported))
+        return tmp_path / name
+
+    def create_full(path: Path, create: Callable[[Path], object]) -> Path:
+        folder = real(path, create)
+        (folder / "a.bin").symlink_to("/dev/full")
+        return folder
+
+    if Path("/dev/full").exists():
+        monkeypatch.setattr(files, "create_beside", create_full)
+        with pytest.raises(VitrailError, match=r"a\.xml cannot be written") as caught:
+            write("a.xml")
+        assert "free some space" in str(caught.value.hint)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(files, "create_beside", real)
+    config = WorkerConfig(0, threads=1, program_path=str(write("A.XML")))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["A.XML", "A.bin"]
+    assert program_device(config) == "cpu"
+    assert (open_classifier(None, config).logits(x) - clf.logits(x)).abs().max() < 1e-4
+
+
+def test_a_model_without_a_last_layer_is_quantized(photos: Path, tmp_path: Path):
+    """Its outputs are the vectors that a classifier would read: no product with weights comes after the last block."""
+    vit = ViT(ViTConfig(**CONFIG | {"classes": 0}, depth=1)).eval().requires_grad_(False)
+    features = replace(make_classifier(depth=1), vit=vit, classes=())
+    probes = load_probes(features, str(photos))
+    result = export_program(features, "openvino", tmp_path / "a.xml", ProgramOptions(int8=True), probes)
+    x = probes.first_pixels(features)
+    difference = OpenvinoClassifier.load(result.path).logits(x) - features.logits(x)
+    assert 0 < difference.square().mean().sqrt() < 0.1 * features.logits(x).std()

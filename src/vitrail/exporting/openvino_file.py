@@ -66,7 +66,7 @@ def parse_graph(graph: bytes, path: Path) -> ElementTree.Element:
     """Returns the root of the graph; raises `VitrailError` if it is not one."""
     try:
         root = ElementTree.fromstring(graph)
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError, ValueError):  # the last two for its encoding
         root = None
     if root is None or root.tag != "net":
         raise VitrailError(f"{path} is truncated or not the graph of an OpenVINO model", "copy the file again")

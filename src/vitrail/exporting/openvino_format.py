@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitrail.classifier import Classifier
 from vitrail.console import silence_output
+from vitrail.errors import first_line
 from vitrail.export_documents import Int8Document
 from vitrail.exporting.calibration import read_calibration_pixels
 from vitrail.exporting.model_card import write_model_card
@@ -64,8 +65,7 @@ class OpenvinoFormat(ProgramFormat):
         }
 
     def write(self, path: Path, name: str, exported: dict[str, Any]) -> None:
-        openvino = import_openvino()
-        openvino.save_model(self.model, path, compress_to_fp16=False)  # the weights, whose checksum is in the graph
+        save_graph(self.model, path)  # for the weights, whose checksum is in the graph
         digest = hashlib.sha256(self.model_file(path).read_bytes()).hexdigest()
         program = program_document(self.classifier, self.options.unlike)
         options = "" if self.options.int8 else FLOAT32
@@ -78,7 +78,7 @@ class OpenvinoFormat(ProgramFormat):
         }
         for key, text in entries.items():
             self.model.set_rt_info(text, [SECTION, key])
-        openvino.save_model(self.model, path, compress_to_fp16=False)
+        save_graph(self.model, path)
 
     @classmethod
     def check_packages(cls, *, int8: bool) -> None:
@@ -87,6 +87,16 @@ class OpenvinoFormat(ProgramFormat):
 
     def read_back(self, path: Path) -> RunProgram:
         return OpenvinoClassifier.load(path).run
+
+
+def save_graph(model: Any, path: Path) -> None:
+    """Writes a graph, and its weights into a .bin file beside it; raises `OSError` if the disk refuses."""
+    lower = path.with_suffix(OpenvinoFormat.suffix)  # OpenVINO refuses a suffix in capital letters
+    try:
+        import_openvino().save_model(model, lower, compress_to_fp16=False)
+    except RuntimeError as error:  # OpenVINO has no other error for a full disk
+        raise OSError(first_line(error)) from None
+    lower.replace(path)
 
 
 def quantize_static(model: Any, pixels: list[Tensor]) -> Any:
@@ -115,9 +125,9 @@ def quantize_static(model: Any, pixels: list[Tensor]) -> Any:
 
 
 def list_float_operations(model: Any) -> list[str]:
-    """Returns the names of the patch projection, and of the product with weights from which the logits come."""
+    """Returns the names of the patch projection, and of the last layer (a product with weights) if there is one."""
     node = next(result for result in model.get_results() if LOGITS in result.input_value(0).get_names())
-    while node.get_type_name() not in ("MatMul", "Parameter"):
+    while node.get_type_name() != "MatMul" and node.get_input_size():
         node = node.input_value(0).get_node()
     last = [node.get_friendly_name()] if node.get_type_name() == "MatMul" else []
     operations = model.get_ops()

@@ -65,7 +65,7 @@ def open_classifier(classifier: Classifier | None, config: WorkerConfig) -> Base
 
 def program_device(config: WorkerConfig) -> str:
     """Returns the device of an exported file: the requested one, else the best that its runtime has."""
-    if str(config.program_path).endswith(".xml"):
+    if str(config.program_path).lower().endswith(".xml"):
         return config.device or "cpu"
     return str(pick_device(config.device))
 
