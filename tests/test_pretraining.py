@@ -35,6 +35,7 @@ from vitrail.pretraining.masked_autoencoder import (
 from vitrail.pretraining.picture import reconstruct
 from vitrail.pretraining.settings import MAE_RECIPE, MaskSettings
 from vitrail.training.distributed import SINGLE_PROCESS, PeerLost
+from vitrail.training.step_stats import TrainingDiverged
 
 CONFIG = ViTConfig(width=16, depth=2, heads=2, mlp_width=32, patch=4, image_size=(16, 24), prefix_tokens=2)
 TINY = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "patch": 4, "precision": "fp32", "workers": 0}
@@ -172,6 +173,22 @@ def test_a_killed_pretraining_resumes_to_the_same_bits(whole, data: Path, tmp_pa
     assert read_results(out) == read_results(whole.folder)
     pretraining.pretrain(data / "train", out=out, resume=True)  # it is finished
     assert read_results(out) == read_results(whole.folder)
+
+
+def test_a_step_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    take_step = pretraining.take_step
+
+    def break_step_3(training, batch):  # the last one of the first epoch
+        if training.state.step == 2:
+            with torch.no_grad():
+                next(training.state.vit.parameters()).fill_(torch.nan)
+        return take_step(training, batch)
+
+    monkeypatch.setattr(pretraining, "take_step", break_step_3)
+    monkeypatch.setattr(pretraining, "CHECKPOINT_INTERVAL_S", -1.0)  # a checkpoint after each step within an epoch
+    with pytest.raises(TrainingDiverged, match="at step 3: loss nan"):
+        pretraining.pretrain(data / "train", out=tmp_path / "run", **OPTIONS)
+    assert max(path.name[5:13] for path in (tmp_path / "run" / "checkpoint").iterdir()) == "00000002"
 
 
 @pytest.mark.scale

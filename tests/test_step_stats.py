@@ -1,5 +1,6 @@
 """A training step reads nothing from the device; its statistics are read when the next step is under way."""
 
+import json
 import math
 from pathlib import Path
 
@@ -143,23 +144,25 @@ def read_rows(folder: Path) -> list[dict]:
     return RunFolder(folder).load_metrics()
 
 
-def test_a_step_that_is_not_finite_is_never_saved(make_folder, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("broken", [2, 3, 6])  # within an epoch, its last step, and the last step of the run
+def test_a_step_that_is_not_finite_is_never_saved(broken: int, make_folder, monkeypatch: pytest.MonkeyPatch):
     """A checkpoint after the step reads its statistics first, and finds that training has diverged."""
     folder = make_folder("nan", {"train": 12, "test": 2})
     real = loop.train_step
 
-    def break_step_2(state, batch, *rest, **options):
-        if state.step == 1:
+    def break_step(state, batch, *rest, **options):
+        if state.step == broken - 1:
             with torch.no_grad():
                 state.vit.head.weight.fill_(math.nan)
         return real(state, batch, *rest, **options)
 
-    monkeypatch.setattr(loop, "train_step", break_step_2)
+    monkeypatch.setattr(loop, "train_step", break_step)
     monkeypatch.setattr(epochs, "CHECKPOINT_INTERVAL_S", -1)  # a checkpoint after each step
-    with pytest.raises(TrainingDiverged, match="at step 2: loss nan") as caught:
-        vitrail.train(folder, out=folder.parent / "run", epochs=1, **SMALL)
-    assert caught.value.step == 2
-    assert {path.name[5:13] for path in (folder.parent / "run" / "checkpoint").iterdir()} == {"00000001"}
+    with pytest.raises(TrainingDiverged, match=f"at step {broken}: loss nan") as caught:
+        vitrail.train(folder, out=folder.parent / "run", epochs=2, **SMALL)
+    assert caught.value.step == broken
+    assert max(path.name[5:13] for path in (folder.parent / "run" / "checkpoint").iterdir()) == f"{broken - 1:08}"
+    assert json.loads((folder.parent / "run" / "diverged.json").read_text())["step"] == broken
 
 
 def test_the_average_counts_its_updates_after_loading():
