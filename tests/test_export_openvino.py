@@ -28,6 +28,7 @@ from vitrail.exporting.program import ATTENTION, MAP, ProgramOptions
 from vitrail.prediction.model_spec import ModelSpec
 from vitrail.serving.fork_server import ModelSource
 from vitrail.serving.model_info import describe_model
+from vitrail.serving.web_page import reason_for_plain_page
 from vitrail.serving.worker import WorkerConfig, open_classifier, program_device
 from vitrail.target_scale import TargetScale
 
@@ -139,6 +140,7 @@ def test_predict_evaluate_and_serve_take_the_xml_file(
     served = open_classifier(None, WorkerConfig(0, threads=1, program_path=str(path)))
     assert (served.logits(draw_pixels()) - saved[0].logits(draw_pixels())).abs().max() < 1e-4
     assert describe_model("a", 0, ModelSource(str(path)), None).classes == saved[0].classes
+    assert "an exported file cannot be explained" in str(reason_for_plain_page(served))
     assert ModelSpec(str(path)).digest != ModelSpec(artifact).digest
     assert main(["explain", str(path), test, "--json"]) == 2
     assert "is an OpenVINO model" in json.loads(capsys.readouterr().out)["error"]

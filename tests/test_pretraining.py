@@ -181,7 +181,7 @@ def test_a_step_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path, mo
     def break_step_3(training, batch):  # the last one of the first epoch
         if training.state.step == 2:
             with torch.no_grad():
-                next(training.state.vit.parameters()).fill_(torch.nan)
+                training.model.encoder.blocks[0].norm1.weight.fill_(torch.nan)
         return take_step(training, batch)
 
     monkeypatch.setattr(pretraining, "take_step", break_step_3)

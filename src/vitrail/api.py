@@ -110,7 +110,7 @@ def open_model(model: Model) -> BaseClassifier:
 
 
 def open_torch_model(model: str | Path | Classifier) -> Classifier:
-    """Returns a classifier as it is, and loads anything else; raises `UsageError` for an ONNX file."""
+    """Returns a classifier as it is, and loads anything else; raises `UsageError` for an exported file."""
     return model if isinstance(model, Classifier) else load(model)
 
 

@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> Answer:
 
 
 def load_explainable(arguments: argparse.Namespace) -> TorchClassifier:
-    """Returns the classifier; raises `UsageError` for an ONNX file, and for options of a ViT if it is none."""
+    """Returns the classifier; raises `UsageError` for an exported file, and for options of a ViT if it is none."""
     from vitrail.module_classifier import ModuleClassifier
 
     looks_inside = arguments.layer or arguments.head != "mean" or arguments.query

@@ -235,8 +235,9 @@ class Endpoint:
     def require_explainer(self) -> Explainer:
         """Returns the explainer; raises `RequestError` if this model or server has none."""
         if self.explainer is None:
-            is_disabled = not self.settings.explain
-            sentence = "explanations are disabled on this server" if is_disabled else "an ONNX file cannot be explained"
+            sentence = "explanations are disabled on this server"
+            if self.settings.explain:
+                sentence = "an exported file cannot be explained"
             raise RequestError(501, "unsupported", sentence)
         return self.explainer
 

@@ -49,7 +49,7 @@ class Predictor:
         Raises `UsageError` for invalid options, and for a model in ONNX, which cannot be explained.
         """
         if not isinstance(self.classifier, Classifier):
-            raise UsageError("an ONNX file cannot be explained", "serve the classifier that it was exported from")
+            raise UsageError("an exported file cannot be explained", "serve the classifier that it was exported from")
         explanation = explain_batch(self.classifier, pixels_CHW[None], target=target, **options)[0]
         document = {**explanation.to_json(), "summary": explanation.summary}
         if picture is None:

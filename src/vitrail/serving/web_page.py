@@ -47,11 +47,11 @@ EXPLAIN_BUTTON = '<button formaction="/explain?model={name}&amp;picture=panels">
 def reason_for_plain_page(classifier: BaseClassifier | None) -> str | None:
     """Returns why a model gets the plain form and what to do about it; None if it gets the full page.
 
-    `classifier` is None for a model from an ONNX file. This check is cheap: it imports no exporter. If the export
+    `classifier` is None for a model from an exported file. This check is cheap: it imports no exporter. If the export
     itself fails later, `make_page` falls back to the plain form too.
     """
     if not isinstance(classifier, Classifier):
-        return "an ONNX file cannot be explained; serve the classifier that it was exported from"
+        return "an exported file cannot be explained; serve the classifier that it was exported from"
     try:
         classifier.require_classes()
         refuse_task(classifier.task, "web")
