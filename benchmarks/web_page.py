@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--picture", type=Path, metavar="FILE.webp")
-    parser.add_argument("--view", default="#image=2&hide=30", help="the page's URL fragment for the picture")
+    parser.add_argument("--view", default="#image=0", help="the page's URL fragment for the picture")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
