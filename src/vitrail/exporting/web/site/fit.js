@@ -2,8 +2,8 @@
 // data/preprocess.py, to the last bit. The canvas of a browser resizes differently, and small models are sensitive to
 // that.
 //
-// An image is { width, height, planes }: uint8, one plane of height x width after the other for each channel. One of the
-// model's size has `isFitted`, and `photo` if it is known: { top, left, height, width } of what is not padding.
+// An image is { width, height, planes }: uint8, one plane of height x width after the other for each channel. One
+// of the model's size has `isFitted`, and `photo` if it is known: { top, left, height, width } of what is not padding.
 
 const MAX_ENLARGED_PIXELS = 2 ** 25; // limit of the pixels that a crop may compute for a thin image,
 const MAX_OVERSIZE = 4; // or this many times the model's size, if that is more
