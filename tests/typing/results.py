@@ -95,7 +95,7 @@ def read_cross_validation(folds: vitrail.CrossValidation) -> float:
     assert_type(folds.evaluation, vitrail.Evaluation)
     assert_type(folds.result["rows"], list[FoldRow])
     assert_type(folds.result["accuracy_interval"], list[float])
-    return max(row["accuracy"] for row in folds.result["rows"]) - folds.result["fold_mean"]["accuracy"]
+    return max(row.get("accuracy", 0.0) for row in folds.result["rows"]) - folds.result["fold_mean"]["accuracy"]
 
 
 def read_origin(classifier: vitrail.Classifier | vitrail.ModuleClassifier) -> str | None:
@@ -149,7 +149,7 @@ def read_sweep(sweep: vitrail.Sweep) -> dict[str, str | int | float | bool | Non
     assert_type(sweep.result, SweepResult)
     assert_type(sweep.to_json(), SweepResult)
     assert_type(sweep.best, TrialRow | None)
-    assert_type([row["accuracy"] for row in sweep.result["rows"]], list[float | None])
+    assert_type([row.get("accuracy") for row in sweep.result["rows"]], list[float | None])
     return sweep.best["values"] if sweep.best else {}
 
 
