@@ -847,7 +847,7 @@ def test_the_plain_form_has_only_buttons_for_supported_routes(server: RunningSer
     assert "has no classes" in server.select_events("plain_page", model="features")[0]["why"]
     onnx_page = web_page.make_plain_page(clf, "file", can_explain=False).decode()
     assert "Predict</button>" in onnx_page and "Explain</button>" not in onnx_page
-    assert "ONNX file" in str(web_page.reason_for_plain_page(None))
+    assert "an exported file" in str(web_page.reason_for_plain_page(None))
     assert not server.select_events("plain_page", model="colors")  # it gets the full page
 
 
