@@ -140,6 +140,7 @@ def open_tab(browser: Any, address: str, **options: Any) -> Any:
     return tab
 
 
+@pytest.mark.timeout(900)  # all pages, and axe is slow beside other work
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_page_opens_without_errors_and_is_accessible(browser: Any, address: str, width: str, scheme: str):
